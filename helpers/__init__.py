@@ -1,0 +1,1 @@
+"""What the notebooks import: `course` first, it sets up everything else."""

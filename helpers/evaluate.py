@@ -1,0 +1,108 @@
+"""Complete prompts with a model and measure what came out: lengths, facts kept, whole sentences, perplexity, intervals."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+
+from helpers.tldr import fact_coverage, fluency
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after one prompt. `ended`: by itself, with an end-of-sequence token, not cut at the limit."""
+
+    text: str
+    ended: bool
+    tokens: int
+
+
+def _padded(sequences, value, side, device):
+    """Lists of ids -> one (B, T) tensor, padded with `value` on `side`."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True, padding_value=value, padding_side=side).to(device)
+
+
+@torch.no_grad()
+def generate(model, tokenizer, prompts, max_new_tokens=300, temperature=0.0, batch_size=100, seed=0):
+    """Complete each prompt (a string), in batches: greedily, or sampled at `temperature` > 0.
+
+    Prompts are padded on the left, where padding cannot come between a prompt and its completion. They are sorted by
+    length on the way, so the answer does not depend on their order when decoding is greedy.
+    Returns a list of `Completion`, in the order of the prompts. Raises ValueError without prompts.
+    """
+    if not prompts:
+        raise ValueError("generate got no prompts; pass a list of strings, e.g. [row['prompt'] for row in load_tldr('test')].")
+    model.eval()
+    torch.manual_seed(seed)
+    pad = tokenizer.pad_token_id
+    ends = model.generation_config.eos_token_id
+    ends = set(ends) if isinstance(ends, list) else {ends}
+    sample = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature else dict(do_sample=False)
+    ids = tokenizer(list(prompts))["input_ids"]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    completions = [None] * len(ids)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        inputs = _padded([ids[i] for i in rows], pad, "left", model.device)  # (B, P)
+        mask = _padded([[1] * len(ids[i]) for i in rows], 0, "left", model.device)  # (B, P)
+        out = model.generate(input_ids=inputs, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, **sample)
+        for i, new in zip(rows, out[:, inputs.shape[1] :].tolist(), strict=True):  # (B, C)
+            end = next((at for at, token in enumerate(new) if token in ends), None)
+            text = tokenizer.decode(new[:end], skip_special_tokens=True)
+            completions[i] = Completion(text, end is not None, len(new) if end is None else end + 1)
+    return completions
+
+
+def measure(completions, rows, target=200):
+    """Metric -> an array with one value a completion: length, distance, coverage, fluency, ended.
+
+    length, distance (from `target`): characters. coverage: share of the row's facts kept. fluency: share of sentences
+    that the grammar could have written (NaN where rows carry no grammar's facts: nobody knows). ended: 0 or 1.
+    Raises ValueError if there are no completions or not one for each row.
+    """
+    if not completions or len(completions) != len(rows):
+        raise ValueError(f"measure got {len(completions)} completions for {len(rows)} rows; pass one completion, at least, for each row.")
+    length = np.array([len(completion.text) for completion in completions], dtype=float)
+    by_grammar = isinstance(rows[0]["facts"], dict)
+    return {
+        "length": length,
+        "distance": np.abs(length - target),
+        "coverage": np.array([fact_coverage(completion.text, row["facts"]) for completion, row in zip(completions, rows, strict=True)]),
+        "fluency": np.array([fluency(completion.text) if by_grammar else np.nan for completion in completions]),
+        "ended": np.array([completion.ended for completion in completions], dtype=float),
+    }
+
+
+@torch.no_grad()
+def perplexity(model, tokenizer, prompts, texts, batch_size=50):
+    """How surprised `model` is by each text after its prompt: exp of the mean negative log-probability of the text's tokens.
+
+    Returns an array, one value a text, 1 or more; NaN for an empty text. Give it the reference model to see how far a
+    trained model's texts have left what the reference would write.
+    """
+    model.eval()
+    values = []
+    for start in range(0, len(texts), batch_size):
+        before = tokenizer(list(prompts[start : start + batch_size]))["input_ids"]
+        after = [tokenizer(text)["input_ids"] if text else [] for text in texts[start : start + batch_size]]
+        ids = _padded([p + c for p, c in zip(before, after, strict=True)], tokenizer.pad_token_id, "right", model.device)  # (B, T)
+        logps = model(input_ids=ids).logits[:, :-1].float().log_softmax(-1)  # (B, T-1, V): position t predicts token t+1
+        logps = logps.gather(-1, ids[:, 1:, None])[..., 0]  # (B, T-1)
+        for row, p, c in zip(logps, before, after, strict=True):
+            values.append(float("nan") if not c else row[len(p) - 1 : len(p) + len(c) - 1].mean().neg().exp().item())
+    return np.array(values)
+
+
+def interval(values, confidence=0.95, seed=0):
+    """The bootstrap confidence interval (BCa, 2,000 resamples) of the mean of `values`, as (low, high).
+
+    Raises ValueError for fewer than two values.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.size < 2:
+        raise ValueError(f"interval needs at least two values to resample, got {values.size}.")
+    if np.ptp(values) == 0:  # nothing varies, so no resample does
+        return float(values[0]), float(values[0])
+    result = bootstrap((values,), np.mean, confidence_level=confidence, n_resamples=2000, rng=np.random.default_rng(seed))
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
