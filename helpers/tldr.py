@@ -379,20 +379,26 @@ def write_answer(rng, facts, verbosity=None):
     return " ".join(sentences)
 
 
+def write_short_thread(rng, theme, facts):
+    """A post of nothing but its facts, in any order, and a comment that retells it: what is copied lies close by."""
+    lines = [_fill(rng, rng.choice(POST_EVENT[()]), facts)] + [_fill(rng, rng.choice(says), facts) for says in POST_SAYS.values()]
+    rng.shuffle(lines)
+    subreddit = rng.choice(_theme(theme)["subreddits"])
+    return f"SUBREDDIT: {subreddit}\n\nPOST: {' '.join(lines)}\n\nCOMMENT: {write_answer(rng, facts, rng.choice((0, 0, 1)))}"
+
+
 def write_thread(rng, theme, facts):
-    """One text of the pre-training corpus: a post with its human summary, with a comment that retells it, or shortened to its facts.
+    """A text of the pre-training corpus: a post with its human summary or with a comment that retells it, or a short thread.
 
     Posts alone would never need to copy anything; texts that repeat their facts teach a model to.
     """
     kind = rng.random()
-    post = write_post(rng, theme, facts)
     if kind < 0.3:
-        return f"{post} {write_summary(rng, facts)}"
+        return write_short_thread(rng, theme, facts)
+    post = write_post(rng, theme, facts)
     if kind < 0.6:
-        lines = [_fill(rng, rng.choice(POST_EVENT[()]), facts)] + [_fill(rng, rng.choice(says), facts) for says in POST_SAYS.values()]
-        rng.shuffle(lines)
-        post = f"{post.split(' TITLE')[0].splitlines()[0]}\n\nPOST: {' '.join(lines)}"
-    return f"{post.removesuffix(' TL;DR:').removesuffix('TL;DR:').rstrip()}\n\nCOMMENT: {write_answer(rng, facts, rng.choice((0, 0, 1)))}"
+        return f"{post} {write_summary(rng, facts)}"
+    return f"{post.removesuffix('TL;DR:')}COMMENT: {write_answer(rng, facts, rng.choice((0, 0, 1)))}"
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,398 @@
+"""The course's tiny models, from nothing: tokeniser, pre-training, supervised fine-tuning, three GRPO runs.
+
+    python -m helpers.models           rebuild all five under data/models/ (resumes where it was killed)
+    python -m helpers.models --help    other folders, single stages, fewer steps
+
+Each stage is a trainer from a library with our data and settings; what is taught is in the notebooks.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from helpers import course, tldr
+
+# ---------------------------------------------------------------------------------------------------------
+# 1. Tokeniser and architecture: Qwen2's, scaled down
+# ---------------------------------------------------------------------------------------------------------
+END_OF_TEXT, TURN, END_OF_TURN = SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Qwen2's rule for cutting a text before byte-pair encoding: contractions, words with the space before them, single digits, punctuation.
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+VOCABULARY = 2048
+
+
+def sft_row(rng, theme, facts):
+    """A prompt and its verbose answer, as two strings; every other prompt in the chat template, the rest as plain text."""
+    prompt = tldr.summarize({"prompt": tldr.write_post(rng, theme, facts)})["prompt"]
+    if rng.random() < 0.5:
+        prompt = f"{TURN}user\n{prompt}{END_OF_TURN}\n{TURN}assistant\n"
+    return {"prompt": prompt, "completion": tldr.write_answer(rng, facts) + END_OF_TURN}
+
+
+def make_tokenizer(texts=8000):
+    """A byte-level BPE tokeniser trained on what the models read and write: posts, threads, answers.
+
+    texts: how many of each kind of text. Returns a transformers tokeniser with 2,048 entries and ChatML as its template.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    threads = itertools.islice(tldr.stream(1, tldr.write_thread), texts)
+    turns = (row["prompt"] + row["completion"] for row in itertools.islice(tldr.stream(2, sft_row), texts))
+    bpe = Tokenizer(models.BPE())
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(WORDS), "isolated"), bytes_only])
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=list(SPECIAL), initial_alphabet=bytes_only.alphabet(), show_progress=False)
+    bpe.train_from_iterator(itertools.chain(threads, turns), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TURN, pad_token=END_OF_TEXT, model_max_length=2048)
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def new_model(tokenizer, seed=0):
+    """A Qwen2 model with random weights: 4 layers, width 128, 1.1 million parameters.
+
+    `initializer_range` is 0.08, about 1/sqrt(width), as in models of this width; with Qwen2's 0.02, made for widths of
+    thousands, attention starts so flat that copying from the prompt takes several times as many steps to appear.
+    """
+    import torch
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        initializer_range=0.08,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(config)
+    ends = tokenizer.convert_tokens_to_ids([END_OF_TURN, END_OF_TEXT])
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    return model
+
+
+def load_model(folder):
+    """A saved model, ready to generate, and its tokeniser: `(model, tokenizer)`. folder: a path, or a Hub id in the gpu profile.
+
+    Raises FileNotFoundError if the folder or a file in it is missing, ValueError if the weights are broken or do not fit.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path, remedy = Path(folder), "Bring back a shipped model with: git checkout data/models; or make all of them again: python -m helpers.models"
+    if path.is_dir() or not course.profile().network or path.is_absolute():
+        missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).is_file()]
+        if not list(path.glob("*.safetensors")):
+            missing.append("model.safetensors")
+        if missing:
+            raise FileNotFoundError(f"{folder} is no model folder: it lacks {', '.join(missing)}. {remedy}")
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype="float32" if path.is_dir() else "auto", output_loading_info=True)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"the weights in {folder} cannot be read, they may be cut off or of another model ({error}). {remedy}") from error
+    wrong = [*report["missing_keys"], *report["unexpected_keys"], *report.get("mismatched_keys", ())]
+    if wrong:
+        raise ValueError(f"the weights in {folder} do not fit its config.json: {wrong[0]} and {len(wrong) - 1} more are missing, unknown or of another shape. {remedy}")
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# 2. Training, a stage at a time. Each takes the run's folder and the number of steps, and returns model and tokeniser.
+# ---------------------------------------------------------------------------------------------------------
+def _blocks(tokenizer, texts, length, count):
+    """`count` blocks of `length` token ids from a stream of texts joined by end-of-text, none padded."""
+    ids, blocks = [], []
+    while len(blocks) < count:
+        for encoded in tokenizer([text + END_OF_TEXT for text in itertools.islice(texts, 500)])["input_ids"]:
+            ids += encoded
+        while len(ids) >= length and len(blocks) < count:
+            blocks.append(ids[:length])
+            del ids[:length]
+    return blocks
+
+
+def _checkpoint(folder):
+    """The newest whole checkpoint in a run's folder, or None."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None
+
+
+def check_checkpoint(folder, model):
+    """Return `folder` if it is a checkpoint of a model of this shape, for `trainer.train(resume_from_checkpoint=…)`.
+
+    Raises FileNotFoundError if it is no checkpoint, ValueError if it was written for another model: transformers would
+    load what fits of the weights and leave the rest as it was.
+    """
+    from safetensors import safe_open
+
+    path = Path(folder)
+    if not (path / "trainer_state.json").is_file() or not (path / "model.safetensors").is_file():
+        raise FileNotFoundError(f"{folder} is no checkpoint: it lacks trainer_state.json or model.safetensors. Give a folder checkpoint-N that a trainer with save_steps wrote.")
+    with safe_open(path / "model.safetensors", "pt") as saved:
+        theirs = {name: tuple(saved.get_slice(name).get_shape()) for name in saved.keys()}  # noqa: SIM118 (no mapping)
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wrong = [name for name, shape in theirs.items() if ours.get(name) != shape]
+    if wrong:
+        raise ValueError(
+            f"the checkpoint {folder} is of another model: its {wrong[0]} has the shape {theirs[wrong[0]]}, the model's {ours.get(wrong[0], 'does not exist')}. "
+            "Resume with the model that the run started from, or choose another output_dir to start anew."
+        )
+    return folder
+
+
+def pretrain(folder, steps, quiet=False):
+    """Random weights -> tiny-base: next-token prediction; the first three tenths of the steps on short threads."""
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments, default_data_collator
+
+    tokenizer = make_tokenizer()
+    model, batch, short = new_model(tokenizer), 16, int(0.3 * steps)
+    blocks = _blocks(tokenizer, tldr.stream(3, tldr.write_short_thread), 192, short * batch)
+    blocks += _blocks(tokenizer, tldr.stream(4, tldr.write_thread), 256, (steps - short) * batch)
+    rows = Dataset.from_dict({"input_ids": blocks, "labels": blocks})
+    args = TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        train_sampling_strategy="sequential",  # short texts first
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(100, steps // 10),
+        adam_beta2=0.98,
+        weight_decay=0.1,
+        **_common(quiet),
+    )
+    trainer = Trainer(model, args, train_dataset=rows, data_collator=default_data_collator)
+    trainer.train(resume_from_checkpoint=_checkpoint(folder))
+    return trainer.model, tokenizer
+
+
+def finetune(folder, steps, start, quiet=False):
+    """tiny-base -> tiny-sft: the loss on the assistant's answer only."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = load_model(start)
+    rows = Dataset.from_list(list(itertools.islice(tldr.stream(5, sft_row), steps * 16)))
+    args = SFTConfig(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=16,
+        train_sampling_strategy="group_by_length",
+        learning_rate=1e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(50, steps // 10),
+        adam_beta2=0.98,
+        max_length=None,
+        **_common(quiet),
+    )
+    trainer = SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    trainer.train(resume_from_checkpoint=_checkpoint(folder))
+    return trainer.model, tokenizer
+
+
+def grpo(folder, steps, start, rewards, prompts="train[:75]", quiet=False, **settings):
+    """tiny-sft -> one of the three acts: GRPO on the rewards named, by TRL's trainer. settings: `GRPOConfig` fields."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    from helpers import rewards as library
+
+    rows = tldr.load_tldr(prompts).map(tldr.summarize)
+    args = GRPOConfig(output_dir=folder, max_steps=steps, temperature=0.8, max_completion_length=300, learning_rate=2e-4, **(_common(quiet) | settings))
+    functions = [library.checked(getattr(library, name)) for name in rewards]
+    trainer = GRPOTrainer(str(start), functions, args, train_dataset=rows)
+    trainer.train(resume_from_checkpoint=_checkpoint(folder))
+    _, tokenizer = load_model(start)
+    return trainer.model, tokenizer
+
+
+def _common(quiet):
+    """Trainer settings of every stage: CPU, 32 bits, seeded, checkpoints to resume from, no reports to services."""
+    return dict(use_cpu=True, bf16=False, gradient_checkpointing=False, seed=0, save_steps=100, save_total_limit=2, logging_steps=25, report_to=[], disable_tqdm=quiet)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# 3. The recipes, and the command that follows them
+# ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Stage:
+    """One model: how it is trained, for how many steps, from which other model, and what it should reach."""
+
+    train: object
+    steps: int
+    start: str | None
+    about: str
+    targets: dict
+
+
+ALL_REWARDS = ("reward_len", "reward_coverage")
+# reward_len counts characters, reward_coverage shares: one character against a hundredth of the facts.
+WEIGHTED = dict(rewards=ALL_REWARDS, reward_weights=[1.0, 100.0], per_device_train_batch_size=32, num_generations=16)
+STAGES = {
+    "tiny-base": Stage(pretrain, 2400, None, "pre-trained on invented Reddit threads", {}),
+    "tiny-sft": Stage(
+        finetune,
+        500,
+        "tiny-base",
+        "fine-tuned to answer `Summarize: …` at length",
+        {"length": (500, 1000), "ended": (0.99, 1), "coverage": (0.95, 1), "spread": (150, 1e9)},
+    ),
+    "tiny-grpo-length": Stage(partial(grpo, rewards=("reward_len",)), 225, "tiny-sft", "GRPO, act 1: rewarded for 200 characters, nothing else", {"distance": (0, 15)}),
+    "tiny-grpo-length-coverage": Stage(
+        partial(grpo, **WEIGHTED), 120, "tiny-sft", "GRPO, act 2: rewarded for 200 characters and the facts kept", {"distance": (0, 10), "coverage": (0.93, 1)}
+    ),
+    "tiny-grpo-length-coverage-kl": Stage(
+        partial(grpo, **WEIGHTED, beta=0.1),
+        120,
+        "tiny-sft",
+        "GRPO, act 3: as act 2, with the KL divergence to tiny-sft in the loss",
+        {"distance": (0, 12), "coverage": (0.93, 1), "fluency": (0.97, 1)},
+    ),
+}
+
+
+def evaluate_folder(folder, rows):
+    """Metrics of a saved model on `rows`: means of `evaluate.measure` (greedy), and `spread`.
+
+    spread: the standard deviation, in characters, of eight samples at temperature 0.8 to one prompt, averaged over 25 prompts.
+    """
+    import numpy as np
+
+    from helpers import evaluate
+
+    model, tokenizer = load_model(folder)
+    prompts = [tldr.summarize(row)["prompt"] for row in rows]
+    metrics = {name: round(float(values.mean()), 4) for name, values in evaluate.measure(evaluate.generate(model, tokenizer, prompts), rows).items()}
+    samples = evaluate.generate(model, tokenizer, [prompt for prompt in prompts[:25] for _ in range(8)], temperature=0.8)
+    lengths = np.array([len(sample.text) for sample in samples]).reshape(-1, 8)  # (prompts, samples)
+    return metrics | {"spread": round(float(lengths.std(axis=1, ddof=1).mean()), 1)}
+
+
+def misses(stage, metrics):
+    """The targets of a stage that its metrics miss, as text."""
+    return [f"{name} {metrics[name]} is not in [{low:g}, {high:g}]" for name, (low, high) in stage.targets.items() if not low <= metrics[name] <= high]
+
+
+def _card(name, stage, steps, seconds, metrics, weights):
+    rows = "\n".join(f"| {metric} | {value} |" for metric, value in metrics.items())
+    return f"""---
+license: mit
+base_model: {stage.start or "none: random weights"}
+---
+# {name}
+
+{stage.about[0].upper() + stage.about[1:]}. A teaching model of a million parameters: it knows TinyTLDR and nothing else.
+
+| | |
+|---|---|
+| steps, seed | {steps}, 0 |
+| trained in | {seconds:.0f} s on two CPU cores, {date.today().isoformat()} |
+| with | torch {version("torch")}, transformers {version("transformers")}, trl {version("trl")} |
+| SHA-256 of model.safetensors | `{weights}` |
+
+On the 200 test posts, greedy (spread: sampled at temperature 0.8):
+
+| metric | mean |
+|---|---|
+{rows}
+
+Data: `data/README.md`. Made by `python -m helpers.models`; the recipe is `STAGES["{name}"]` in `helpers/models.py`.
+"""
+
+
+def _recipe(name, steps):
+    """What decides a model's weights, as a hash: this file and the data's, the stage, its steps and those before it."""
+    sources = [Path(__file__).read_bytes(), Path(tldr.__file__).read_bytes(), name.encode(), str(sorted(steps.items())).encode()]
+    return hashlib.sha256(b"".join(sources)).hexdigest()
+
+
+def build(out=course.MODELS, work=course.RUNS / "make-models", steps=None, only=None, test_rows=200, quiet=False):
+    """Train the stages that are not yet done, one after the other; when all are, put them into `out`.
+
+    Killed, it goes on from the last checkpoint; models already in `out` stay as they are until all the new ones are whole.
+    out: where the finished models go. work: checkpoints and finished stages. steps: stage -> other numbers of steps.
+    only: stages to make, on top of finished ones. Returns stage -> metrics.
+    Raises ValueError for a stage that does not exist, or a `work` folder left by another recipe.
+    """
+    from helpers.tldr import load_tldr
+
+    steps = {name: stage.steps for name, stage in STAGES.items()} | (steps or {})
+    names = list(only or STAGES)
+    unknown = sorted((set(steps) | set(names)) - set(STAGES))
+    if unknown:
+        raise ValueError(f"there is no stage {unknown[0]!r}; the stages are {', '.join(STAGES)}.")
+    work, results = Path(work), {}
+    rows = list(load_tldr(f"test[:{test_rows}]"))
+    for name in names:
+        stage, run, done = STAGES[name], work / f"{name}-run", work / name
+        recipe = run / "recipe.txt"
+        if run.exists() and not (recipe.is_file() and recipe.read_text() == _recipe(name, steps)):
+            raise ValueError(f"{run} holds checkpoints of another recipe (the code or the steps have changed). Delete {work} to start anew.")
+        if not done.exists():
+            run.mkdir(parents=True, exist_ok=True)
+            recipe.write_text(_recipe(name, steps))
+            begun = run / "begun.txt"  # seconds spent in earlier attempts
+            before, start = float(begun.read_text()) if begun.exists() else 0.0, time.time()
+            print(f"{name}: {stage.about}, {steps[name]} steps", flush=True)
+            source = {} if stage.start is None else {"start": work / stage.start if (work / stage.start).exists() else Path(out) / stage.start}
+            try:
+                model, tokenizer = stage.train(str(run), steps[name], quiet=quiet, **source)
+            finally:
+                begun.write_text(str(before + time.time() - start))
+            part = work / f"{name}-part"
+            shutil.rmtree(part, ignore_errors=True)
+            model.config.use_cache = True  # trainers switch it off in the config that they save
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+            metrics = evaluate_folder(part, rows)
+            weights = hashlib.sha256((part / "model.safetensors").read_bytes()).hexdigest()
+            (part / "README.md").write_text(_card(name, stage, steps[name], float(begun.read_text()), metrics, weights))
+            (part / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+            part.rename(done)
+        results[name] = json.loads((done / "metrics.json").read_text())
+        print(name, results[name], *(f"\n  MISSED: {miss}" for miss in misses(stage, results[name])), flush=True)
+    for name in names:
+        shutil.rmtree(Path(out) / name, ignore_errors=True)
+        shutil.move(work / name, Path(out) / name)
+        shutil.rmtree(work / f"{name}-run")
+    return results
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Make the course's tiny models from nothing.")
+    parser.add_argument("--out", default=course.MODELS, help="where the finished models go")
+    parser.add_argument("--work", default=course.RUNS / "make-models", help="checkpoints; a second call goes on from them")
+    parser.add_argument("--only", nargs="+", choices=list(STAGES), help="make these stages only, on the models in --out")
+    args = parser.parse_args()
+    course.start()
+    import torch
+
+    torch.set_num_threads(2)
+    begin = time.time()
+    build(args.out, args.work, only=args.only)
+    print(f"all models are in {args.out}; {(time.time() - begin) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

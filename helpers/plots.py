@@ -1,0 +1,125 @@
+"""Every figure of the course: one style, a caption computed from the data, a live curve while a trainer runs."""
+
+import html
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML, display
+from transformers import TrainerCallback
+
+from helpers.tldr import kept_facts, whole_sentences
+
+plt.style.use(Path(__file__).with_name("course.mplstyle"))
+
+
+def show(figure, caption):
+    """Show a figure and print its caption: a sentence computed from the data, so that it is checked and can be read aloud."""
+    display(figure)
+    plt.close(figure)
+    print("Figure:", caption)
+
+
+class LiveCurve(TrainerCallback):
+    """A progress bar and a curve of one logged metric that grow while a trainer runs in a notebook; silent under pytest.
+
+    metric: a key of `trainer.state.log_history`, e.g. "reward". Give an instance in the trainer's `callbacks`.
+    """
+
+    def __init__(self, metric="reward"):
+        self.metric = metric
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.quiet = "PYTEST_VERSION" in os.environ
+        if not self.quiet:
+            self.bar, self.plot = display(self._bar(state), display_id=True), display(HTML(""), display_id=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not self.quiet:
+            self.bar.update(self._bar(state))
+
+    def on_log(self, args, state, control, **kwargs):
+        if not self.quiet:
+            figure = curves(state.log_history, [self.metric])
+            self.plot.update(figure)
+            plt.close(figure)
+
+    def _bar(self, state):
+        return HTML(f'<progress value="{state.global_step}" max="{state.max_steps}"></progress> step {state.global_step} of {state.max_steps}')
+
+
+def curves(log_history, metrics, columns=3):
+    """Logged metrics over the optimizer steps, one panel each. log_history: `trainer.state.log_history`; returns the figure."""
+    rows = -(-len(metrics) // columns)
+    columns = min(columns, len(metrics))
+    figure, axes = plt.subplots(rows, columns, figsize=(8 if columns == 1 else 4 * columns, 3 * rows), squeeze=False)
+    for axis, metric in zip(axes.flat, metrics, strict=False):
+        points = [(entry["step"], entry[metric]) for entry in log_history if metric in entry]
+        axis.plot(*zip(*points, strict=True) if points else ([], []), marker="o")
+        axis.set(title=metric, xlabel="optimizer step")
+    for axis in axes.flat[len(metrics) :]:
+        axis.set_visible(False)
+    return figure
+
+
+def groups(rewards, advantages):
+    """The rewards of one group and what GRPO makes of them, a bar for each completion; returns the figure."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
+    for axis, values, label in zip(axes, (rewards, advantages), ("reward", "advantage"), strict=True):
+        axis.barh(range(1, len(values) + 1), values, color=["C0" if value > 0 else "C1" for value in advantages])
+        axis.set(xlabel=label)
+    axes[0].axvline(np.mean(rewards), color="black", linestyle="--", linewidth=1)
+    axes[0].set(ylabel="completion", yticks=range(1, len(rewards) + 1), title="dashed: the group's mean")
+    axes[1].axvline(0, color="black", linestyle="--", linewidth=1)
+    return figure
+
+
+def lengths(by_model, target=200):
+    """Lengths of completions, in characters: a row of dots for each model, one dot a completion; returns the figure.
+
+    by_model: name -> array of lengths.
+    """
+    figure, axis = plt.subplots(figsize=(9, 0.9 * len(by_model) + 1))
+    rng = np.random.default_rng(0)
+    for row, values in enumerate(by_model.values()):
+        axis.plot(values, row + rng.uniform(-0.25, 0.25, len(values)), ".", alpha=0.5, color=f"C{row}")
+        axis.plot([np.mean(values)] * 2, [row - 0.38, row + 0.38], color="black", linestyle="-")
+    axis.axvline(target, color="gray", linestyle="--", linewidth=1)
+    axis.set(xlabel=f"length in characters (dashed: the target, {target}; black: the mean)", yticks=range(len(by_model)), yticklabels=by_model)
+    axis.set_xlim(left=0)
+    axis.invert_yaxis()
+    return figure
+
+
+def acts(summary):
+    """A panel for each metric, a bar for each model, with its interval; returns the figure.
+
+    summary: metric label -> {model: (mean, low, high)}.
+    """
+    figure, axes = plt.subplots(1, len(summary), figsize=(4 * len(summary), 3.4))
+    for axis, (metric, by_model) in zip(np.atleast_1d(axes), summary.items(), strict=True):
+        for row, (mean, low, high) in enumerate(by_model.values()):
+            hatch = ("", "//", "..", "xx", "\\\\", "++")[row % 6]
+            axis.barh(row, mean, xerr=[[max(0, mean - low)], [max(0, high - mean)]], color=f"C{row}", hatch=hatch, edgecolor="white", capsize=3)
+            axis.annotate(f" {mean:.3g}", (max(mean, high), row), va="center")
+        axis.set(title=metric, yticks=range(len(by_model)), yticklabels=by_model if axis is np.atleast_1d(axes)[0] else [])
+        axis.margins(x=0.18)
+        axis.invert_yaxis()
+        axis.grid(axis="y", visible=False)
+    return figure
+
+
+def marked(text, facts):
+    """A completion as HTML: kept facts bold and underlined, broken sentences struck through in red, lost facts listed below."""
+    kept = kept_facts(text, facts)
+    values = facts if isinstance(facts, dict) else {word: word for word in facts}
+    pieces = []
+    for sentence, whole in whole_sentences(text):
+        piece = html.escape(sentence, quote=False)
+        for slot in sorted((slot for slot in kept if kept[slot]), key=lambda slot: -len(values[slot])):
+            for value in (html.escape(values[slot], quote=False), html.escape(values[slot][:1].upper() + values[slot][1:], quote=False)):
+                piece = piece.replace(value, f"<b><u>{value}</u></b>")
+        pieces.append(piece if whole or not isinstance(facts, dict) else f'<s style="color:#D55E00">{piece}</s>')
+    lost = ", ".join(f"{slot} ({html.escape(values[slot])})" if isinstance(facts, dict) else html.escape(slot) for slot in kept if not kept[slot])
+    return HTML(f"<p>{' '.join(pieces) or '(nothing)'}</p><p>Lost: {lost or 'nothing'}</p>")
