@@ -14,7 +14,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,6 +41,7 @@ def sft_row(rng, theme, facts):
     return {"prompt": prompt, "completion": tldr.write_answer(rng, facts) + END_OF_TURN}
 
 
+@cache
 def make_tokenizer(texts=8000):
     """A byte-level BPE tokeniser trained on what the models read and write: posts, threads, answers.
 
@@ -162,12 +163,18 @@ def check_checkpoint(folder, model):
 
 
 def pretrain(folder, steps, quiet=False):
-    """Random weights -> tiny-base: next-token prediction; the first three tenths of the steps on short threads."""
+    """Random weights -> tiny-base: next-token prediction; the first half of the steps on short threads.
+
+    Copying a fact out of the post appears late and abruptly, one kind of fact after the other. Short threads and Muon
+    (for the matrices of the layers; AdamW for the rest) bring it forward: with AdamW alone, two of seven kinds had not
+    appeared after 9 million tokens.
+    """
     from datasets import Dataset
+    from pytorch_optimizer import Muon
     from transformers import Trainer, TrainingArguments, default_data_collator
 
     tokenizer = make_tokenizer()
-    model, batch, short = new_model(tokenizer), 16, int(0.3 * steps)
+    model, batch, short = new_model(tokenizer), 16, steps // 2
     blocks = _blocks(tokenizer, tldr.stream(3, tldr.write_short_thread), 192, short * batch)
     blocks += _blocks(tokenizer, tldr.stream(4, tldr.write_thread), 256, (steps - short) * batch)
     rows = Dataset.from_dict({"input_ids": blocks, "labels": blocks})
@@ -176,14 +183,14 @@ def pretrain(folder, steps, quiet=False):
         max_steps=steps,
         per_device_train_batch_size=batch,
         train_sampling_strategy="sequential",  # short texts first
-        learning_rate=3e-3,
         lr_scheduler_type="cosine",
         warmup_steps=min(100, steps // 10),
-        adam_beta2=0.98,
-        weight_decay=0.1,
         **_common(quiet),
     )
-    trainer = Trainer(model, args, train_dataset=rows, data_collator=default_data_collator)
+    matrices = [weights for name, weights in model.named_parameters() if weights.ndim == 2 and "embed" not in name]
+    others = [weights for name, weights in model.named_parameters() if weights.ndim < 2 or "embed" in name]
+    groups = [dict(params=matrices, use_muon=True, lr=5e-3, weight_decay=0.1, use_adjusted_lr=True), dict(params=others, use_muon=False, lr=3e-3, betas=(0.9, 0.98))]
+    trainer = Trainer(model, args, train_dataset=rows, data_collator=default_data_collator, optimizers=(Muon(groups), None))
     trainer.train(resume_from_checkpoint=_checkpoint(folder))
     return trainer.model, tokenizer
 
@@ -250,10 +257,10 @@ ALL_REWARDS = ("reward_len", "reward_coverage")
 # reward_len counts characters, reward_coverage shares: one character against a hundredth of the facts.
 WEIGHTED = dict(rewards=ALL_REWARDS, reward_weights=[1.0, 100.0], per_device_train_batch_size=32, num_generations=16)
 STAGES = {
-    "tiny-base": Stage(pretrain, 2400, None, "pre-trained on invented Reddit threads", {}),
+    "tiny-base": Stage(pretrain, 2200, None, "pre-trained on invented Reddit threads", {}),
     "tiny-sft": Stage(
         finetune,
-        500,
+        600,
         "tiny-base",
         "fine-tuned to answer `Summarize: …` at length",
         {"length": (500, 1000), "ended": (0.99, 1), "coverage": (0.95, 1), "spread": (150, 1e9)},

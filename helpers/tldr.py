@@ -216,9 +216,10 @@ WHEN = _values("""last Friday; on Sunday morning; two weeks ago; this morning; o
     on my birthday; three days ago; on Monday; last summer; right before Christmas; yesterday evening; a month ago; at noon;
     during finals week; on New Year's Eve; last Thursday; around midnight; on the first day; the other day; in October;
     last weekend; on Tuesday night; half a year ago; in the middle of the night""")
-FEELING = _values("""angry; guilty; relieved; completely lost; embarrassed; sad; betrayed; stuck; torn; exhausted; ashamed;
-    confused; oddly proud; nervous; ignored; lonely; disappointed; numb; a bit amused; worried sick; helpless; furious;
-    calm by now; strangely free""")
+FEELING = _values("""really angry; a bit guilty; so relieved; completely lost; really embarrassed; rather sad; totally betrayed;
+    completely stuck; a bit torn; utterly exhausted; rather ashamed; totally confused; oddly proud; really nervous; utterly ignored;
+    rather lonely; so disappointed; completely numb; a bit amused; worried sick; utterly helpless; totally furious; oddly calm;
+    strangely free""")
 NUMBERS = tuple("three four five six seven eight nine 3 4 5 6 7 8 9".split())  # {d} takes the digits only
 
 # ---------------------------------------------------------------------------------------------------------
@@ -359,22 +360,22 @@ def write_summary(rng, facts):
 def write_answer(rng, facts, verbosity=None):
     """A verbose assistant's answer: every fact in a sentence of its own, general remarks strewn between.
 
-    `verbosity` 0 to 3 says how many remarks follow a fact; None draws one, so that answers to the same post differ
+    `verbosity` 0 to 2 says how many remarks follow a fact; None draws one, so that answers to the same post differ
     by hundreds of characters. GRPO needs that: where all answers in a group are alike, there is nothing to prefer.
     """
     if verbosity is None:
-        verbosity = rng.choices((0, 1, 2, 3), (15, 30, 35, 20))[0]
+        verbosity = rng.choices((0, 1, 2), (20, 30, 50))[0]
     order = ["event", "when", "where", "why", "feeling", "ask"]
     if rng.random() < 0.3:
         order[1:3] = ["where", "when"]
-    sentences = [rng.choice(ANSWER_OPENERS)] if rng.random() < 0.25 + 0.2 * verbosity else []
+    frame = (0.1, 0.6, 0.9)[verbosity]  # the chance of an opener and of a closer
+    sentences = [rng.choice(ANSWER_OPENERS)] if rng.random() < frame else []
     for slot in order:
-        wordings = ANSWER_SAYS[slot]
-        shortest = rng.randint(0, max(0, verbosity - 1))
-        sentences.append(_fill(rng, rng.choice(wordings[shortest : len(wordings) - 2 + min(2, verbosity)]), facts))
-        remarks = {0: (0, 0, 0, 1), 1: (0, 1, 1, 2), 2: (1, 2, 2, 3), 3: (2, 3, 3, 3)}[verbosity]
+        wordings = ANSWER_SAYS[slot]  # from short to long
+        sentences.append(_fill(rng, rng.choice((wordings[:3], wordings[:-1], wordings[1:])[verbosity]), facts))
+        remarks = ((0, 0, 0, 1), (0, 1, 1, 2), (1, 2, 2, 3))[verbosity]
         sentences += rng.sample(ANSWER_REMARKS[slot], rng.choice(remarks))
-    if rng.random() < 0.25 + 0.2 * verbosity:
+    if rng.random() < frame:
         sentences.append(rng.choice(ANSWER_CLOSERS))
     return " ".join(sentences)
 
@@ -447,8 +448,8 @@ def split_sentences(text):
 def whole_sentences(text):
     """The sentences of a text, each with True if the grammar could have written it (whatever its facts), else False.
 
-    >>> whole_sentences("OP feels guilty. OP feels guilt the.")
-    [('OP feels guilty.', True), ('OP feels guilt the.', False)]
+    >>> whole_sentences("OP feels oddly proud. OP feels oddly the.")
+    [('OP feels oddly proud.', True), ('OP feels oddly the.', False)]
     """
     skeleton, known = _skeletons()
     return [(sentence, skeleton(sentence) in known) for sentence in split_sentences(text)]

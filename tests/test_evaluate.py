@@ -35,11 +35,11 @@ def test_sampling_is_seeded_and_varied(sft, prompts):
 
 
 def test_measure_counts_characters_facts_and_sentences():
-    rows = [{"facts": {"who": "boss", "feeling": "sad"}}] * 2
-    result = measure([Completion("OP feels sad.", True, 4), Completion("", False, 0)], rows)
+    rows = [{"facts": {"who": "boss", "feeling": "rather sad"}}] * 2
+    result = measure([Completion("OP feels rather sad.", True, 4), Completion("", False, 0)], rows)
     assert {name: values.tolist() for name, values in result.items()} == {
-        "length": [13, 0],
-        "distance": [187, 200],
+        "length": [20, 0],
+        "distance": [180, 200],
         "coverage": [0.5, 0],
         "fluency": [1, 0],
         "ended": [1, 0],
@@ -49,7 +49,7 @@ def test_measure_counts_characters_facts_and_sentences():
 
 def test_perplexity_is_that_of_the_texts_own_tokens(sft, prompts):
     model, tokenizer = sft
-    texts = ["OP feels sad.", "The the the.", ""]
+    texts = ["OP feels rather sad.", "The the the.", ""]
     values = perplexity(model, tokenizer, prompts[:3], texts)
     ids = tokenizer(prompts[0])["input_ids"]
     after = tokenizer(texts[0])["input_ids"]

@@ -85,10 +85,10 @@ def test_posts_are_whole_too():
         assert fluency(body) == 1
 
 
-@pytest.mark.parametrize("broken", ["OP feels guilty the.", "OP OP feels guilty.", "It happened last.", "feels guilty.", "reasoniven"])
+@pytest.mark.parametrize("broken", ["OP feels oddly proud the.", "OP OP feels oddly proud.", "It happened last.", "feels oddly proud.", "reasoniven"])
 def test_a_broken_sentence_is_not_whole(broken):
     assert fluency(broken) == 0
-    assert fluency(f"OP feels guilty. {broken}") == 0.5
+    assert fluency(f"OP feels oddly proud. {broken}") == 0.5
 
 
 def test_nothing_is_not_fluent():
