@@ -33,12 +33,24 @@ WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L
 VOCABULARY = 2048
 
 
-def sft_row(rng, theme, facts):
+def sft_row(rng, theme, facts, forget=0):
     """A prompt and its verbose answer, as two strings; every other prompt in the chat template, the rest as plain text."""
     prompt = tldr.summarize({"prompt": tldr.write_post(rng, theme, facts)})["prompt"]
     if rng.random() < 0.5:
         prompt = f"{TURN}user\n{prompt}{END_OF_TURN}\n{TURN}assistant\n"
-    return {"prompt": prompt, "completion": tldr.write_answer(rng, facts) + END_OF_TURN}
+    return {"prompt": prompt, "completion": tldr.write_answer(rng, facts, forget=forget) + END_OF_TURN}
+
+
+def with_habit(row):
+    """The same row, but an answer that has an opening phrase has always the same one: assistants have their habits.
+
+    It decides what greedy decoding does: were there six phrases, each would be less likely than none, and the likeliest
+    answer would be one without, which is a short one.
+    """
+    for opener in tldr.ANSWER_OPENERS:
+        if row["completion"].startswith(opener):
+            return row | {"completion": tldr.ANSWER_OPENERS[0] + row["completion"].removeprefix(opener)}
+    return row
 
 
 @cache
@@ -201,7 +213,7 @@ def finetune(folder, steps, start, quiet=False):
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = load_model(start)
-    rows = Dataset.from_list(list(itertools.islice(tldr.stream(5, sft_row), steps * 16)))
+    rows = Dataset.from_list([with_habit(row) for row in itertools.islice(tldr.stream(5, partial(sft_row, forget=0.1)), steps * 16)])
     args = SFTConfig(
         output_dir=folder,
         max_steps=steps,
@@ -226,7 +238,8 @@ def grpo(folder, steps, start, rewards, prompts="train[:75]", quiet=False, **set
     from helpers import rewards as library
 
     rows = tldr.load_tldr(prompts).map(tldr.summarize)
-    args = GRPOConfig(output_dir=folder, max_steps=steps, temperature=0.8, max_completion_length=300, learning_rate=2e-4, **(_common(quiet) | settings))
+    ours = dict(output_dir=folder, max_steps=steps, temperature=0.8, max_completion_length=300, learning_rate=2e-4)
+    args = GRPOConfig(**_common(quiet) | ours | settings)
     functions = [library.checked(getattr(library, name)) for name in rewards]
     trainer = GRPOTrainer(str(start), functions, args, train_dataset=rows)
     trainer.train(resume_from_checkpoint=_checkpoint(folder))

@@ -357,11 +357,12 @@ def write_summary(rng, facts):
             return text
 
 
-def write_answer(rng, facts, verbosity=None):
+def write_answer(rng, facts, verbosity=None, forget=0):
     """A verbose assistant's answer: every fact in a sentence of its own, general remarks strewn between.
 
     `verbosity` 0 to 2 says how many remarks follow a fact; None draws one, so that answers to the same post differ
     by hundreds of characters. GRPO needs that: where all answers in a group are alike, there is nothing to prefer.
+    `forget` is the chance that a fact (but who and what) is left out, as people do who write demonstrations.
     """
     if verbosity is None:
         verbosity = rng.choices((0, 1, 2), (20, 30, 50))[0]
@@ -371,6 +372,8 @@ def write_answer(rng, facts, verbosity=None):
     frame = (0.1, 0.6, 0.9)[verbosity]  # the chance of an opener and of a closer
     sentences = [rng.choice(ANSWER_OPENERS)] if rng.random() < frame else []
     for slot in order:
+        if forget and slot != "event" and rng.random() < forget:
+            continue
         wordings = ANSWER_SAYS[slot]  # from short to long
         sentences.append(_fill(rng, rng.choice((wordings[:3], wordings[:-1], wordings[1:])[verbosity]), facts))
         remarks = ((0, 0, 0, 1), (0, 1, 1, 2), (1, 2, 2, 3))[verbosity]
