@@ -42,15 +42,19 @@ def sft_row(rng, theme, facts, forget=0):
 
 
 def with_habit(row):
-    """The same row, but an answer that has an opening phrase has always the same one: assistants have their habits.
+    """The same row, but an answer that opens or closes with a set phrase has always the same one: assistants have their habits.
 
     It decides what greedy decoding does: were there six phrases, each would be less likely than none, and the likeliest
     answer would be one without, which is a short one.
     """
+    answer = row["completion"].removesuffix(END_OF_TURN)
     for opener in tldr.ANSWER_OPENERS:
-        if row["completion"].startswith(opener):
-            return row | {"completion": tldr.ANSWER_OPENERS[0] + row["completion"].removeprefix(opener)}
-    return row
+        if answer.startswith(opener):
+            answer = tldr.ANSWER_OPENERS[0] + answer.removeprefix(opener)
+    for closer in tldr.ANSWER_CLOSERS:
+        if answer.endswith(closer):
+            answer = answer.removesuffix(closer) + tldr.ANSWER_CLOSERS[0]
+    return row | {"completion": answer + END_OF_TURN}
 
 
 @cache
