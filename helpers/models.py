@@ -292,7 +292,7 @@ STAGES = {
     ),
     "tiny-grpo-length": Stage(partial(grpo, rewards=("reward_len",)), 225, "tiny-sft", "GRPO, act 1: rewarded for 200 characters, nothing else", {"distance": (0, 15)}),
     "tiny-grpo-length-coverage": Stage(
-        partial(grpo, **BOTH), 120, "tiny-sft", "GRPO, act 2: rewarded for 200 characters and the facts kept", {"distance": (0, 10), "coverage": (0.93, 1)}
+        partial(grpo, **BOTH), 160, "tiny-sft", "GRPO, act 2: rewarded for 200 characters and the facts kept", {"distance": (0, 10), "coverage": (0.93, 1)}
     ),
     "tiny-grpo-length-coverage-kl": Stage(
         partial(grpo, **BOTH, beta=0.1),
