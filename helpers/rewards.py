@@ -23,7 +23,7 @@ def reward_len(completions, target=200, **kwargs):
     >>> reward_len(["x" * 200, "x" * 220, ""])
     [0.0, -20.0, -200.0]
     """
-    return [-float(abs(target - len(text_of(completion)))) for completion in completions]
+    return [float(-abs(target - len(text_of(completion)))) for completion in completions]
 
 
 def reward_coverage(completions, facts, **kwargs):

@@ -52,7 +52,7 @@ def measure(arm, limit):
         def reward_len(completions, completion_ids, **kwargs):
             nonlocal tokens
             tokens += sum(map(len, completion_ids))
-            return [-float(abs(200 - len(completion))) for completion in completions]
+            return [float(-abs(200 - len(completion))) for completion in completions]
 
         class Watch(TrainerCallback):
             def on_log(self, args, state, control, logs, **kwargs):
