@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython import get_ipython
 from IPython.display import HTML, display
 from transformers import TrainerCallback
 
@@ -22,7 +23,7 @@ def show(figure, caption):
 
 
 class LiveCurve(TrainerCallback):
-    """A progress bar and a curve of one logged metric that grow while a trainer runs in a notebook; silent under pytest.
+    """A progress bar and a curve of one logged metric that grow while a trainer runs in a notebook; silent elsewhere and under pytest.
 
     metric: a key of `trainer.state.log_history`, e.g. "reward". Give an instance in the trainer's `callbacks`.
     """
@@ -31,7 +32,7 @@ class LiveCurve(TrainerCallback):
         self.metric = metric
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.quiet = "PYTEST_VERSION" in os.environ
+        self.quiet = "PYTEST_VERSION" in os.environ or get_ipython() is None
         if not self.quiet:
             self.bar, self.plot = display(self._bar(state), display_id=True), display(HTML(""), display_id=True)
 
