@@ -1,4 +1,4 @@
-"""Complete prompts with a model and measure what came out: lengths, facts kept, whole sentences, perplexity, intervals."""
+"""Complete prompts with a model and measure what came out: lengths, facts kept, whole sentences, perplexity, KL, intervals."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
+from helpers.grpo import exact_kl
 from helpers.tldr import fact_coverage, fluency
 
 
@@ -18,7 +19,7 @@ class Completion:
     tokens: int
 
 
-def _padded(sequences, value, side, device):
+def padded(sequences, value, side, device):
     """Lists of ids -> one (B, T) tensor, padded with `value` on `side`."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True, padding_value=value, padding_side=side).to(device)
 
@@ -44,8 +45,8 @@ def generate(model, tokenizer, prompts, max_new_tokens=300, temperature=0.0, bat
     completions = [None] * len(ids)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        inputs = _padded([ids[i] for i in rows], pad, "left", model.device)  # (B, P)
-        mask = _padded([[1] * len(ids[i]) for i in rows], 0, "left", model.device)  # (B, P)
+        inputs = padded([ids[i] for i in rows], pad, "left", model.device)  # (B, P)
+        mask = padded([[1] * len(ids[i]) for i in rows], 0, "left", model.device)  # (B, P)
         out = model.generate(input_ids=inputs, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, **sample)
         for i, new in zip(rows, out[:, inputs.shape[1] :].tolist(), strict=True):  # (B, C)
             end = next((at for at, token in enumerate(new) if token in ends), None)
@@ -74,6 +75,15 @@ def measure(completions, rows, target=200):
     }
 
 
+def _spans(tokenizer, prompts, texts, batch_size, device):
+    """Batches of texts behind their prompts: token ids (B, T), and for each row where the text begins and ends."""
+    for start in range(0, len(texts), batch_size):
+        before = tokenizer(list(prompts[start : start + batch_size]))["input_ids"]
+        after = [tokenizer(text)["input_ids"] if text else [] for text in texts[start : start + batch_size]]
+        ids = padded([p + c for p, c in zip(before, after, strict=True)], tokenizer.pad_token_id, "right", device)
+        yield ids, [(len(p), len(p) + len(c)) for p, c in zip(before, after, strict=True)]
+
+
 @torch.no_grad()
 def perplexity(model, tokenizer, prompts, texts, batch_size=50):
     """How surprised `model` is by each text after its prompt: exp of the mean negative log-probability of the text's tokens.
@@ -83,14 +93,25 @@ def perplexity(model, tokenizer, prompts, texts, batch_size=50):
     """
     model.eval()
     values = []
-    for start in range(0, len(texts), batch_size):
-        before = tokenizer(list(prompts[start : start + batch_size]))["input_ids"]
-        after = [tokenizer(text)["input_ids"] if text else [] for text in texts[start : start + batch_size]]
-        ids = _padded([p + c for p, c in zip(before, after, strict=True)], tokenizer.pad_token_id, "right", model.device)  # (B, T)
+    for ids, spans in _spans(tokenizer, prompts, texts, batch_size, model.device):
         logps = model(input_ids=ids).logits[:, :-1].float().log_softmax(-1)  # (B, T-1, V): position t predicts token t+1
         logps = logps.gather(-1, ids[:, 1:, None])[..., 0]  # (B, T-1)
-        for row, p, c in zip(logps, before, after, strict=True):
-            values.append(float("nan") if not c else row[len(p) - 1 : len(p) + len(c) - 1].mean().neg().exp().item())
+        values += [row[begin - 1 : end - 1].mean().neg().exp().item() for row, (begin, end) in zip(logps, spans, strict=True)]
+    return np.array(values)
+
+
+@torch.no_grad()
+def divergence(model, reference, tokenizer, prompts, completions, batch_size=50):
+    """How far `model` has moved from `reference`: the KL divergence per token over these completions, exact over the vocabulary.
+
+    completions: of `generate`, sampled by `model` at temperature 1; their end-of-sequence tokens count, too.
+    Returns an array, one mean per completion, in nats, 0 or more.
+    """
+    texts = [completion.text + tokenizer.eos_token * completion.ended for completion in completions]
+    values = []
+    for ids, spans in _spans(tokenizer, prompts, texts, batch_size, model.device):
+        kl = exact_kl(model(input_ids=ids).logits, reference(input_ids=ids).logits)  # (B, T)
+        values += [row[begin - 1 : end - 1].mean().item() for row, (begin, end) in zip(kl, spans, strict=True)]
     return np.array(values)
 
 

@@ -1,6 +1,7 @@
 """The course's tiny models, from nothing: tokeniser, pre-training, supervised fine-tuning, three GRPO runs.
 
     python -m helpers.models           rebuild all five under data/models/ (resumes where it was killed)
+    python -m helpers.models --frontier    what the weight of the KL divergence does, run by run: data/kl_frontier.jsonl
     python -m helpers.models --help    other folders, single stages, fewer steps
 
 Each stage is a trainer from a library with our data and settings; what is taught is in the notebooks.
@@ -55,6 +56,11 @@ def with_habit(row):
         if answer.endswith(closer):
             answer = answer.removesuffix(closer) + tldr.ANSWER_CLOSERS[0]
     return row | {"completion": answer + END_OF_TURN}
+
+
+def demonstrations(seed=5):
+    """An endless stream of prompts with answers: what tiny-sft is fine-tuned on. One fact in ten is missing from the answers."""
+    return map(with_habit, tldr.stream(seed, partial(sft_row, forget=0.1)))
 
 
 @cache
@@ -137,7 +143,7 @@ def load_model(folder):
 # ---------------------------------------------------------------------------------------------------------
 # 2. Training, a stage at a time. Each takes the run's folder and the number of steps, and returns model and tokeniser.
 # ---------------------------------------------------------------------------------------------------------
-def _blocks(tokenizer, texts, length, count):
+def blocks_of(tokenizer, texts, length, count):
     """`count` blocks of `length` token ids from a stream of texts joined by end-of-text, none padded."""
     ids, blocks = [], []
     while len(blocks) < count:
@@ -190,8 +196,8 @@ def pretrain(folder, steps, quiet=False):
 
     tokenizer = make_tokenizer()
     model, batch, short = new_model(tokenizer), 16, steps // 2
-    blocks = _blocks(tokenizer, tldr.stream(3, tldr.write_short_thread), 192, short * batch)
-    blocks += _blocks(tokenizer, tldr.stream(4, tldr.write_thread), 256, (steps - short) * batch)
+    blocks = blocks_of(tokenizer, tldr.stream(3, tldr.write_short_thread), 192, short * batch)
+    blocks += blocks_of(tokenizer, tldr.stream(4, tldr.write_thread), 256, (steps - short) * batch)
     rows = Dataset.from_dict({"input_ids": blocks, "labels": blocks})
     args = TrainingArguments(
         output_dir=folder,
@@ -216,7 +222,7 @@ def finetune(folder, steps, start, quiet=False):
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = load_model(start)
-    rows = Dataset.from_list([with_habit(row) for row in itertools.islice(tldr.stream(5, partial(sft_row, forget=0.1)), steps * 16)])
+    rows = Dataset.from_list(list(itertools.islice(demonstrations(), steps * 16)))
     args = SFTConfig(
         output_dir=folder,
         max_steps=steps,
@@ -410,16 +416,54 @@ def build(out=course.MODELS, work=course.RUNS / "make-models", steps=None, only=
     return results
 
 
+FRONTIER = course.ROOT / "data" / "kl_frontier.jsonl"
+
+
+def drift_and_quality(folder, rows):
+    """What the KL divergence buys, on `rows`: distance, coverage, fluency (greedy), and kl to tiny-sft (sampled at temperature 1, nats per token)."""
+    from helpers import evaluate
+
+    model, tokenizer = load_model(folder)
+    reference, _ = load_model(course.MODELS / "tiny-sft")
+    prompts = [tldr.summarize(row)["prompt"] for row in rows]
+    measured = evaluate.measure(evaluate.generate(model, tokenizer, prompts), rows)
+    samples = evaluate.generate(model, tokenizer, prompts, temperature=1.0)
+    measured["kl"] = evaluate.divergence(model, reference, tokenizer, prompts, samples)
+    return {name: round(float(measured[name].mean()), 4) for name in ("distance", "coverage", "fluency", "kl")}
+
+
+def kl_frontier(betas=(0.0, 0.03, 0.1, 0.3, 1.0), seeds=(0, 1), path=FRONTIER, work=course.RUNS / "kl-frontier", steps=120, test_rows=200):
+    """Train act 3 at several weights of the KL divergence and write a line for each run to `path` (JSON Lines).
+
+    Runs that `path` already holds are kept. A killed run goes on from its last checkpoint in `work`. Measured on validation rows.
+    """
+    path, rows = Path(path), list(tldr.load_tldr(f"validation[:{test_rows}]"))
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for seed, beta in itertools.product(seeds, betas):
+        if any((run["beta"], run["seed"], run["steps"]) == (beta, seed, steps) for run in done):
+            continue
+        folder = Path(work) / f"beta-{beta:g}-seed-{seed}-steps-{steps}"
+        model, tokenizer = grpo(str(folder), steps, course.MODELS / "tiny-sft", **BOTH, beta=beta, seed=seed, quiet=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        done.append(dict(beta=beta, seed=seed, steps=steps) | drift_and_quality(folder, rows))
+        print(done[-1], flush=True)
+        path.write_bytes(tldr.to_jsonl(done))
+
+
 def main():
     parser = argparse.ArgumentParser(description="Make the course's tiny models from nothing.")
     parser.add_argument("--out", default=course.MODELS, help="where the finished models go")
     parser.add_argument("--work", default=course.RUNS / "make-models", help="checkpoints; a second call goes on from them")
     parser.add_argument("--only", nargs="+", choices=list(STAGES), help="make these stages only, on the models in --out")
+    parser.add_argument("--frontier", action="store_true", help=f"train act 3 at several weights of the KL divergence instead, for {FRONTIER.name}")
     args = parser.parse_args()
     course.start()
     import torch
 
     torch.set_num_threads(2)
+    if args.frontier:
+        return kl_frontier()
     begin = time.time()
     build(args.out, args.work, only=args.only)
     print(f"all models are in {args.out}; {(time.time() - begin) / 60:.1f} minutes")

@@ -2,12 +2,15 @@
 
 import html
 import os
+import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython import get_ipython
-from IPython.display import HTML, display
+from IPython.display import HTML, Image, display
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from helpers.tldr import kept_facts, whole_sentences
@@ -16,9 +19,10 @@ plt.style.use(Path(__file__).with_name("course.mplstyle"))
 
 
 def show(figure, caption):
-    """Show a figure and print its caption: a sentence computed from the data, so that it is checked and can be read aloud."""
+    """Show a figure or a movie and print its caption: a sentence computed from the data, so that it is checked and can be read aloud."""
     display(figure)
-    plt.close(figure)
+    if isinstance(figure, Figure):
+        plt.close(figure)
     print("Figure:", caption)
 
 
@@ -48,6 +52,84 @@ class LiveCurve(TrainerCallback):
 
     def _bar(self, state):
         return HTML(f'<progress value="{state.global_step}" max="{state.max_steps}"></progress> step {state.global_step} of {state.max_steps}')
+
+
+KINDS = {  # of boxes in a diagram: colour, line, line width
+    "trained": ("#D6E8F5", "-", 2.2),
+    "frozen": ("#EEEEEE", "--", 1.5),
+    "data": ("white", "-", 0.8),
+    "computed": ("#FFF3D6", ":", 1.5),
+}
+
+
+def diagram(boxes, arrows, size=(9, 4)):
+    """Boxes joined by arrows; returns the figure.
+
+    boxes: text -> (x, y, kind), the centre in inches from the lower left, kind one of `KINDS`. A legend names the kinds.
+    arrows: (from, to), by the boxes' texts; both may lie side by side or one above the other.
+    """
+    figure, axis = plt.subplots(figsize=size)
+    axis.set(xlim=(0, size[0]), ylim=(0, size[1]))
+    axis.axis("off")
+    drawn = {}
+    for text, (x, y, kind) in boxes.items():
+        colour, line, width = KINDS[kind]
+        style = dict(boxstyle="round,pad=0.4", facecolor=colour, linestyle=line, linewidth=width)
+        drawn[text] = axis.text(x, y, text, ha="center", va="center", bbox=style, fontsize=10, zorder=2)
+    for start, end in arrows:
+        tip = dict(arrowstyle="-|>", color="black", linewidth=1.2, patchA=drawn[start].get_bbox_patch(), patchB=drawn[end].get_bbox_patch(), shrinkA=2, shrinkB=2)
+        axis.annotate("", boxes[end][:2], boxes[start][:2], arrowprops=tip, zorder=1)
+    kinds = [kind for kind in KINDS if kind in {box[2] for box in boxes.values()}]
+    keys = [plt.Rectangle((0, 0), 1, 1, facecolor=KINDS[kind][0], edgecolor="black", linestyle=KINDS[kind][1], linewidth=KINDS[kind][2]) for kind in kinds]
+    axis.legend(keys, kinds, loc="lower center", bbox_to_anchor=(0.5, -0.12), ncols=len(kinds), fontsize=9)
+    return figure
+
+
+def token_map(tokens, by_model, label="probability"):
+    """A row for each model, a cell for each token of one text, coloured by a number from 0 to 1 that is also printed in it; returns the figure.
+
+    tokens: the tokens as text. by_model: name -> one value a token.
+    """
+    figure, axis = plt.subplots(figsize=(max(6, 0.62 * len(tokens)), 0.5 * len(by_model) + 1.3))
+    values = np.array(list(by_model.values()))
+    axis.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        axis.text(column, row, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=8, color="white" if value < 0.55 else "black")
+    axis.set(yticks=range(len(by_model)), yticklabels=by_model, xticks=range(len(tokens)), title=label)
+    axis.set_xticklabels([repr(token)[1:-1].replace(" ", "␣") for token in tokens], rotation=45, ha="right")
+    axis.grid(False)
+    return figure
+
+
+def movie(draw, frames, size=(7, 3), per_second=8):
+    """An animated GIF, which every notebook viewer plays without JavaScript. draw(axis, frame) draws one frame on an empty axis."""
+    figure, axis = plt.subplots(figsize=size)
+
+    def update(frame):
+        axis.clear()
+        draw(axis, frame)
+
+    animation = FuncAnimation(figure, update, frames=frames)
+    with tempfile.TemporaryDirectory() as folder:
+        animation.save(Path(folder) / "movie.gif", writer=PillowWriter(fps=per_second), dpi=70)
+        image = (Path(folder) / "movie.gif").read_bytes()
+    plt.close(figure)
+    return Image(data=image, format="gif")
+
+
+def bands(by_name, x, xlabel, ylabel):
+    """A line for each name, the mean over its runs, in a band from the lowest to the highest run; returns the figure.
+
+    by_name: name -> array of shape (runs, points).
+    """
+    figure, axis = plt.subplots()
+    for number, (name, runs) in enumerate(by_name.items()):
+        runs = np.asarray(runs)
+        axis.plot(x, runs.mean(0), marker="os^v"[number % 4], label=name, markevery=max(1, len(x) // 15))
+        axis.fill_between(x, runs.min(0), runs.max(0), color=f"C{number}", alpha=0.15)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.legend()
+    return figure
 
 
 def curves(log_history, metrics, columns=3):
