@@ -73,10 +73,14 @@ class ValueModel(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    def hidden(self, rollout):
+        """The body's state (B, C, H) *before* each completion token is chosen: at the token to its left."""
+        states = self.body(input_ids=rollout.input_ids, attention_mask=rollout.attention_mask).last_hidden_state  # (B, P + C, H)
+        return states[:, -rollout.completion_ids.shape[1] - 1 : -1]
+
     def forward(self, rollout):
-        """Values (B, C): at each completion token, what is expected *before* that token is chosen."""
-        hidden = self.body(input_ids=rollout.input_ids, attention_mask=rollout.attention_mask).last_hidden_state  # (B, P + C, H)
-        return self.head(hidden[:, -rollout.completion_ids.shape[1] - 1 : -1])[..., 0]
+        """Values (B, C): what is expected before each completion token is chosen."""
+        return self.head(self.hidden(rollout))[..., 0]
 
 
 def masked_mean(values, mask):
