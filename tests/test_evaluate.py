@@ -1,8 +1,11 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from helpers.evaluate import Completion, generate, interval, measure, perplexity
+from helpers.evaluate import Completion, divergence, generate, interval, measure, perplexity
+from helpers.grpo import exact_kl
 from helpers.tldr import load_tldr, summarize
 
 
@@ -77,3 +80,20 @@ def test_nothing_to_measure_is_said():
         measure([Completion("", True, 0)], [{}, {}])
     with pytest.raises(ValueError, match="at least two"):
         interval([1.0])
+
+
+def test_divergence_is_zero_from_itself_and_counts_the_end(sft, prompts):
+    model, tokenizer = sft
+    samples = generate(model, tokenizer, prompts, temperature=1.0, max_new_tokens=120)
+    assert divergence(model, model, tokenizer, prompts, samples) == pytest.approx(0, abs=1e-6)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.model.norm.weight *= 1.3
+    away = divergence(other, model, tokenizer, prompts, samples)
+    assert (away > 0.001).all()
+    text = Completion("OP feels rather sad.", ended=True, tokens=0)
+    ids = torch.tensor([tokenizer(prompts[0] + text.text + tokenizer.eos_token)["input_ids"]])
+    count = len(tokenizer(text.text + tokenizer.eos_token)["input_ids"])
+    with torch.no_grad():
+        exact = exact_kl(other(ids).logits, model(ids).logits)[0, -count - 1 : -1].mean().item()
+    assert divergence(other, model, tokenizer, prompts[:1], [text]) == pytest.approx(exact, rel=1e-4)
