@@ -54,7 +54,7 @@ def _gpu():
     import torch
 
     qwen = "Qwen/Qwen2-0.5B-Instruct"
-    models = {"sft": qwen} | {name: str(RUNS / f"qwen2-{name}") for name in ACTS}
+    models = {"base": "Qwen/Qwen2-0.5B", "sft": qwen} | {name: str(RUNS / f"qwen2-{name}") for name in ACTS}
     cuda = torch.cuda.is_available()
     bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)  # not on a T4, which does fp16 instead
     hardware = dict(use_cpu=not cuda, bf16=bf16, fp16=cuda and not bf16, gradient_checkpointing=cuda)

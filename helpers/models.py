@@ -432,7 +432,7 @@ def drift_and_quality(folder, rows):
     return {name: round(float(measured[name].mean()), 4) for name in ("distance", "coverage", "fluency", "kl")}
 
 
-def kl_frontier(betas=(0.0, 0.03, 0.1, 0.3, 1.0), seeds=(0, 1), path=FRONTIER, work=course.RUNS / "kl-frontier", steps=120, test_rows=200):
+def kl_frontier(betas=(0.0, 0.03, 0.1, 0.3, 1.0), seeds=(0, 1, 2), path=FRONTIER, work=course.RUNS / "kl-frontier", steps=120, test_rows=200):
     """Train act 3 at several weights of the KL divergence and write a line for each run to `path` (JSON Lines).
 
     Runs that `path` already holds are kept. A killed run goes on from its last checkpoint in `work`. Measured on validation rows.

@@ -101,7 +101,7 @@ def token_map(tokens, by_model, label="probability"):
     return figure
 
 
-def movie(draw, frames, size=(7, 3), per_second=8):
+def movie(draw, frames, size=(8, 2.6), per_second=6):
     """An animated GIF, which every notebook viewer plays without JavaScript. draw(axis, frame) draws one frame on an empty axis."""
     figure, axis = plt.subplots(figsize=size)
 
@@ -111,7 +111,7 @@ def movie(draw, frames, size=(7, 3), per_second=8):
 
     animation = FuncAnimation(figure, update, frames=frames)
     with tempfile.TemporaryDirectory() as folder:
-        animation.save(Path(folder) / "movie.gif", writer=PillowWriter(fps=per_second), dpi=70)
+        animation.save(Path(folder) / "movie.gif", writer=PillowWriter(fps=per_second), dpi=60)
         image = (Path(folder) / "movie.gif").read_bytes()
     plt.close(figure)
     return Image(data=image, format="gif")

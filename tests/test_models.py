@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from helpers import course, models, tldr
-from helpers.models import STAGES, build, check_checkpoint, evaluate_folder, load_model, misses
+from helpers.models import FRONTIER, STAGES, build, check_checkpoint, drift_and_quality, evaluate_folder, load_model, misses
 
 
 def weights(folder):
@@ -140,3 +140,28 @@ def test_new_models_differ_by_seed_only(sft):
     first, again, other = (models.new_model(tokenizer, seed).state_dict() for seed in (0, 0, 1))
     name = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
+
+
+def test_the_frontier_has_one_line_a_run_and_drift_begins_at_zero():
+    runs = [json.loads(line) for line in FRONTIER.read_text().splitlines()]  # notebook 02 measures one of them again
+    assert len({(run["beta"], run["seed"]) for run in runs}) == len(runs) and {run["steps"] for run in runs} == {STAGES["tiny-grpo-length-coverage-kl"].steps}
+    assert drift_and_quality(course.MODELS / "tiny-sft", list(tldr.load_tldr("validation[:3]")))["kl"] == 0
+    assert drift_and_quality(course.MODELS / "tiny-grpo-length-coverage-kl", list(tldr.load_tldr("validation[:3]")))["kl"] > 0.01
+
+
+def test_the_frontier_goes_on_where_it_was(tmp_path, monkeypatch):
+    made = []
+
+    def grpo(folder, steps, start, seed, beta, **settings):
+        made.append((seed, beta))
+        if made == [(0, 0.5), (0, 1.0)]:
+            raise KeyboardInterrupt
+        return load_model(start)
+
+    monkeypatch.setattr(models, "grpo", grpo)
+    settings = dict(betas=(0.5, 1.0), seeds=(0, 1), path=tmp_path / "frontier.jsonl", work=tmp_path / "work", steps=2, test_rows=2)
+    with pytest.raises(KeyboardInterrupt):
+        models.kl_frontier(**settings)
+    models.kl_frontier(**settings)
+    assert made == [(0, 0.5), (0, 1.0), (0, 1.0), (1, 0.5), (1, 1.0)]
+    assert [json.loads(line)["kl"] for line in settings["path"].read_text().splitlines()] == [0, 0, 0, 0]

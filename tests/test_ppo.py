@@ -112,19 +112,22 @@ def test_a_value_is_a_guess_before_its_token(sft):
     assert before.shape == batch.completion_mask.shape
 
 
-def begins_with_op(completions, **kwargs):
-    """OP and the author are two words for the same person: a model can learn to prefer one within a few short completions."""
-    return [float(text.startswith("OP")) for text in completions]
+SHORT = ["OP feels", "The author feels", "I feel", "Now the author feels"] * 8
+
+
+def names_one_of_two(completions, **kwargs):
+    """A reward that a model can learn from a few completions of four tokens."""
+    return [float("totally" in text or "completely" in text) for text in completions]
 
 
 def test_it_learns_and_does_the_same_twice(sft):
     model, tokenizer = sft
-    config = PPOConfig(12, batch_size=24, learning_rate=1e-3, num_ppo_epochs=2, response_length=4, temperature=1.0)
-    log = train_ppo(copy.deepcopy(model), tokenizer, PROMPTS, begins_with_op, config)
+    config = PPOConfig(8, learning_rate=1e-3, num_ppo_epochs=2, response_length=4, temperature=1.0)
+    log = train_ppo(copy.deepcopy(model), tokenizer, SHORT, names_one_of_two, config)
     rewards = [entry["reward"] for entry in log]
-    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.3
+    assert rewards[0] < 0.4 and np.mean(rewards[-3:]) > 0.8
     assert any(entry["clip_fraction"] > 0 for entry in log)  # two updates a batch: the second is off-policy
-    again = train_ppo(copy.deepcopy(model), tokenizer, PROMPTS, begins_with_op, config)
+    again = train_ppo(copy.deepcopy(model), tokenizer, SHORT, names_one_of_two, config)
     assert rewards == [entry["reward"] for entry in again]
 
 
@@ -133,12 +136,11 @@ def test_the_kl_penalty_holds_the_policy_back(sft):
 
     def moved(kl_coef):
         policy = copy.deepcopy(model)
-        config = PPOConfig(12, batch_size=24, learning_rate=1e-3, num_ppo_epochs=1, response_length=4, temperature=1.0, kl_coef=kl_coef)
-        train_ppo(policy, tokenizer, PROMPTS, begins_with_op, config)
+        train_ppo(policy, tokenizer, SHORT, names_one_of_two, PPOConfig(12, learning_rate=1e-3, num_ppo_epochs=1, response_length=4, temperature=1.0, kl_coef=kl_coef))
         torch.manual_seed(1)
-        batch = rollout(policy, tokenizer, PROMPTS, 4, 1.0)
+        batch = rollout(policy, tokenizer, SHORT, 4, 1.0)
         with torch.no_grad():
             ours, theirs = (m(batch.input_ids, attention_mask=batch.attention_mask).logits[:, -5:-1] for m in (policy, model))
         return masked_mean(exact_kl(ours, theirs), batch.completion_mask).item()
 
-    assert moved(kl_coef=1.0) < 0.5 * moved(kl_coef=0.0)
+    assert moved(kl_coef=3.0) < 0.5 * moved(kl_coef=0.0)
