@@ -59,7 +59,7 @@ def with_habit(row):
 
 
 def demonstrations(seed=5):
-    """An endless stream of prompts with answers: what tiny-sft is fine-tuned on. One fact in ten is missing from the answers."""
+    """An endless stream of prompts with answers: what tiny-sft is fine-tuned on. The answers leave out one in ten of the facts other than who and what."""
     return map(with_habit, tldr.stream(seed, partial(sft_row, forget=0.1)))
 
 

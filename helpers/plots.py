@@ -146,15 +146,28 @@ def curves(log_history, metrics, columns=3):
     return figure
 
 
-def groups(rewards, advantages):
-    """The rewards of one group and what GRPO makes of them, a bar for each completion; returns the figure."""
+def groups(rewards, advantages, label="advantage"):
+    """The rewards of one group and what is made of them, a bar for each completion; returns the figure."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
-    for axis, values, label in zip(axes, (rewards, advantages), ("reward", "advantage"), strict=True):
+    for axis, values, text in zip(axes, (rewards, advantages), ("reward", label), strict=True):
         axis.barh(range(1, len(values) + 1), values, color=["C0" if value > 0 else "C1" for value in advantages])
-        axis.set(xlabel=label)
+        axis.set(xlabel=text)
     axes[0].axvline(np.mean(rewards), color="black", linestyle="--", linewidth=1)
     axes[0].set(ylabel="completion", yticks=range(1, len(rewards) + 1), title="dashed: the group's mean")
     axes[1].axvline(0, color="black", linestyle="--", linewidth=1)
+    return figure
+
+
+def bars(panels, log=()):
+    """Panels of horizontal bars, each with its number; returns the figure. panels: title -> {name: value}; log: titles with a log scale."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 1 + 0.5 * max(map(len, panels.values()))), squeeze=False)
+    for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
+        drawn = axis.barh(list(values), list(values.values()), color=[f"C{number}" for number in range(len(values))], height=0.6)
+        axis.bar_label(drawn, fmt="{:.3g}", padding=3)
+        axis.set(title=title, xscale="log" if title in log else "linear")
+        axis.margins(x=0.15)
+        axis.invert_yaxis()
+        axis.grid(axis="y", visible=False)
     return figure
 
 
