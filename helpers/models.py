@@ -433,12 +433,13 @@ def drift_and_quality(folder, rows):
 
 
 def kl_frontier(betas=(0.0, 0.03, 0.1, 0.3, 1.0), seeds=(0, 1, 2), path=FRONTIER, work=course.RUNS / "kl-frontier", steps=120, test_rows=200):
-    """Train act 3 at several weights of the KL divergence and write a line for each run to `path` (JSON Lines).
+    """Train act 3 at several weights of the KL divergence and write a line for each run to `path` (JSON Lines), after one for tiny-sft.
 
     Runs that `path` already holds are kept. A killed run goes on from its last checkpoint in `work`. Measured on validation rows.
     """
     path, rows = Path(path), list(tldr.load_tldr(f"validation[:{test_rows}]"))
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = done or [dict(beta=None, seed=None, steps=0) | drift_and_quality(course.MODELS / "tiny-sft", rows)]
     for seed, beta in itertools.product(seeds, betas):
         if any((run["beta"], run["seed"], run["steps"]) == (beta, seed, steps) for run in done):
             continue

@@ -85,6 +85,41 @@ def diagram(boxes, arrows, size=(9, 4)):
     return figure
 
 
+def ppo_and_grpo():
+    """PPO above, GRPO below, part by part: `(figure, {name: its models})`."""
+    above = {
+        "prompt": (0.7, 4.6, "data"),
+        "policy": (2.2, 4.6, "trained"),
+        "1 completion": (4.0, 4.6, "data"),
+        "reward": (5.9, 5.4, "frozen"),
+        "reference": (5.9, 4.6, "frozen"),
+        "value model": (5.9, 3.7, "trained"),
+        "reward\n− β KL": (7.6, 5.0, "computed"),
+        "GAE": (7.6, 3.7, "computed"),
+        "advantage\nper token": (9.3, 4.3, "computed"),
+        "clipped loss\n+ value loss": (11.2, 4.3, "computed"),
+    }
+    flow = [("prompt", "policy"), ("policy", "1 completion"), ("1 completion", "reward"), ("1 completion", "reference"), ("1 completion", "value model")]
+    flow += [("reward", "reward\n− β KL"), ("reference", "reward\n− β KL"), ("reward\n− β KL", "GAE"), ("value model", "GAE")]
+    flow += [("GAE", "advantage\nper token"), ("advantage\nper token", "clipped loss\n+ value loss")]
+    below = {
+        "prompt ": (0.7, 1.6, "data"),
+        "policy ": (2.2, 1.6, "trained"),
+        "G completions": (4.0, 1.6, "data"),
+        "reward ": (5.9, 2.1, "frozen"),
+        "reference ": (5.9, 1.1, "frozen"),
+        "group\ncomputation": (7.6, 2.1, "computed"),
+        "KL": (9.3, 1.1, "computed"),
+        "advantage\nper completion": (9.3, 2.1, "computed"),
+        "clipped loss\n+ β KL": (11.2, 1.6, "computed"),
+    }
+    flow += [("prompt ", "policy "), ("policy ", "G completions"), ("G completions", "reward "), ("G completions", "reference ")]
+    flow += [("reward ", "group\ncomputation"), ("group\ncomputation", "advantage\nper completion"), ("reference ", "KL")]
+    flow += [("advantage\nper completion", "clipped loss\n+ β KL"), ("KL", "clipped loss\n+ β KL")]
+    models = {name: {box.strip() for box, (_, _, kind) in part.items() if kind in ("trained", "frozen")} for name, part in (("PPO", above), ("GRPO", below))}
+    return diagram(above | below, flow, size=(12.2, 6)), models
+
+
 def token_map(tokens, by_model, label="probability"):
     """A row for each model, a cell for each token of one text, coloured by a number from 0 to 1 that is also printed in it; returns the figure.
 
@@ -155,6 +190,26 @@ def groups(rewards, advantages, label="advantage"):
     axes[0].axvline(np.mean(rewards), color="black", linestyle="--", linewidth=1)
     axes[0].set(ylabel="completion", yticks=range(1, len(rewards) + 1), title="dashed: the group's mean")
     axes[1].axvline(0, color="black", linestyle="--", linewidth=1)
+    return figure
+
+
+def frontier(runs, before, x, metrics):
+    """A panel for each metric over `x`: runs joined seed by seed, coloured and marked by beta, and a star for the model before; returns the figure.
+
+    runs: a data frame with the columns beta, seed, x and the metrics. before: a mapping with x and the metrics. metrics: column -> label.
+    """
+    figure, axes = plt.subplots(1, len(metrics), figsize=(4.1 * len(metrics), 3.6))
+    betas = sorted(runs["beta"].unique())
+    shades = plt.colormaps["cividis"](np.linspace(0, 0.9, len(betas)))
+    for axis, (metric, label) in zip(axes, metrics.items(), strict=True):
+        for _, seed in runs.sort_values("beta").groupby("seed"):
+            axis.plot(seed[x], seed[metric], color="gray", linewidth=0.8, linestyle="-", zorder=1)
+        for beta, shade, marker in zip(betas, shades, "osd^v", strict=True):
+            points = runs[runs["beta"] == beta]
+            axis.scatter(points[x], points[metric], color=shade, marker=marker, zorder=2, label=f"β = {beta:g}")
+        axis.scatter(before[x], before[metric], color="black", marker="*", s=90, zorder=3, label="before RL")
+        axis.set(xlabel="drift: KL from the reference\n(nats per token)", title=label)
+    axes[0].legend(fontsize=8)
     return figure
 
 

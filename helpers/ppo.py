@@ -1,7 +1,7 @@
 """PPO for language models, as in RLHF of 2022: a value model, an advantage for each token, a clipped objective.
 
-TRL shipped a PPO trainer up to version 1.12; this one keeps its names and defaults, in a file to be read in one sitting,
-to stand beside TRL's `GRPOTrainer`. Shapes: B completions, C tokens a completion, P tokens a prompt.
+TRL shipped a PPO trainer up to version 1.12; this one keeps its names, in a file to be read in one sitting, to stand
+beside TRL's `GRPOTrainer`. Left out: clipping the value model's loss, and all logging. Shapes: B completions, C tokens a completion, P tokens a prompt.
 
     rollout -> reward, values -> gae -> policy_loss + value_loss -> step
 """
@@ -23,12 +23,13 @@ class PPOConfig:
 
     max_steps: int  # batches of completions
     batch_size: int = 32  # prompts per batch, one completion each
-    learning_rate: float = 2e-4  # falling linearly to 0
+    learning_rate: float = 2e-4  # of the policy; falls linearly to 0, as the next one does
+    value_learning_rate: float = 5e-3  # of the value model, which starts from nothing and has no time to lose
     num_ppo_epochs: int = 4  # updates per batch
     cliprange: float = 0.2  # epsilon
     gamma: float = 1.0  # discount per token
     lam: float = 0.95  # lambda of GAE
-    vf_coef: float = 0.1  # weight of the value model's loss
+    vf_coef: float = 0.1  # weight of the value model's loss; 0: it stays at 0 and never learns
     kl_coef: float = 0.0  # beta: the KL divergence per token is subtracted from the reward; 0: no reference model
     temperature: float = 0.8
     response_length: int = 128  # tokens; what is longer is cut
@@ -105,7 +106,7 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
 
 
 def whiten(values, mask):
-    """Centre and scale over all tokens of the batch. values, mask: (B, C)."""
+    """Centre and scale over all tokens of the batch; the centre is a baseline of its own. values, mask: (B, C)."""
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
     return (values - mean) * torch.rsqrt(variance + 1e-8) * mask
@@ -142,7 +143,13 @@ def train_ppo(policy, tokenizer, prompts, reward, config):
     torch.manual_seed(config.seed)
     value = ValueModel(policy)
     reference = copy.deepcopy(policy).eval().requires_grad_(False) if config.kl_coef else None
-    optimizer = torch.optim.AdamW([*policy.parameters(), *value.parameters()], lr=config.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [
+            dict(params=policy.parameters(), lr=config.learning_rate),
+            dict(params=value.parameters(), lr=config.value_learning_rate),
+        ],
+        weight_decay=0.0,
+    )
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=config.max_steps)
     order = torch.cat([torch.randperm(len(prompts)) for _ in range(-(-config.max_steps * config.batch_size // len(prompts)))])
     log = []
@@ -168,6 +175,7 @@ def train_ppo(policy, tokenizer, prompts, reward, config):
             optimizer.step()
             optimizer.zero_grad()
         schedule.step()
-        metrics = dict(reward=scores.mean(), policy_loss=loss, value_loss=error, clip_fraction=clip_fraction)
+        explained = 1 - masked_mean((returns - old_values) ** 2, mask) / masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
+        metrics = dict(reward=scores.mean(), policy_loss=loss, value_loss=error, clip_fraction=clip_fraction, explained_variance=explained)
         log.append({name: metric.item() for name, metric in metrics.items()} | {"step_time": time.perf_counter() - begin})
     return log
