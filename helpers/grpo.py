@@ -23,6 +23,7 @@ def group_advantages(rewards, num_generations, scale_rewards="group"):
     deviation (ddof 1) plus 1e-4, "batch" by that of all rewards, "none" not at all. The formula of DeepSeekMath (Shao et
     al. 2024, section 4.1.2), with TRL's details. Raises ValueError for rewards that make no whole groups, or another scale.
 
+    >>> import torch
     >>> group_advantages(torch.tensor([1.0, 0.0, 0.0]), 3)
     tensor([ 1.1545, -0.5773, -0.5773])
     """
