@@ -128,6 +128,11 @@ def value_loss(values, returns, mask):
     return 0.5 * masked_mean((values - returns) ** 2, mask)
 
 
+def explained_variance(values, returns, mask):
+    """The share of the returns' variance that the values foresee, a scalar: 1 is all, 0 as much as their mean, below 0 less. All (B, C)."""
+    return 1 - masked_mean((returns - values) ** 2, mask) / masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
+
+
 def at_last_token(scores, mask):
     """One score per completion -> rewards per token, (B,) -> (B, C): all of it at the completion's last token, 0 before."""
     rewards = torch.zeros(mask.shape, device=mask.device)
@@ -175,7 +180,7 @@ def train_ppo(policy, tokenizer, prompts, reward, config):
             optimizer.step()
             optimizer.zero_grad()
         schedule.step()
-        explained = 1 - masked_mean((returns - old_values) ** 2, mask) / masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
-        metrics = dict(reward=scores.mean(), policy_loss=loss, value_loss=error, clip_fraction=clip_fraction, explained_variance=explained)
+        metrics = dict(reward=scores.mean(), policy_loss=loss, value_loss=error, clip_fraction=clip_fraction)
+        metrics["explained_variance"] = explained_variance(old_values, returns, mask)
         log.append({name: metric.item() for name, metric in metrics.items()} | {"step_time": time.perf_counter() - begin})
     return log

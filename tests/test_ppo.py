@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.grpo import exact_kl
-from helpers.ppo import PPOConfig, ValueModel, at_last_token, gae, masked_mean, policy_loss, rollout, train_ppo, value_loss, whiten
+from helpers.ppo import PPOConfig, ValueModel, at_last_token, explained_variance, gae, masked_mean, policy_loss, rollout, train_ppo, value_loss, whiten
 from helpers.tldr import load_tldr, summarize
 
 PROMPTS = [summarize(row)["prompt"] for row in load_tldr("train[:40]") if len(row["prompt"]) < 450]
@@ -129,6 +129,23 @@ def test_it_learns_and_does_the_same_twice(sft):
     assert any(entry["clip_fraction"] > 0 for entry in log)  # two updates a batch: the second is off-policy
     again = train_ppo(copy.deepcopy(model), tokenizer, SHORT, names_one_of_two, config)
     assert rewards == [entry["reward"] for entry in again]
+
+
+def test_explained_variance_of_perfect_constant_and_wrong_values():
+    returns, mask = torch.tensor([[1.0, 3.0, 99.0]]), torch.tensor([[1, 1, 0]])
+    for values, share in (([1.0, 3.0, 0.0], 1), ([2.0, 2.0, 0.0], 0), ([3.0, 1.0, 0.0], -3)):
+        assert explained_variance(torch.tensor([values]), returns, mask).item() == pytest.approx(share)
+
+
+def test_the_value_model_learns_at_its_own_rate_and_can_be_held_at_zero(sft):
+    model, tokenizer = sft
+
+    def errors(**settings):
+        config = PPOConfig(4, learning_rate=0.0, num_ppo_epochs=1, response_length=4, temperature=1.0, lam=1.0, **settings)
+        return [entry["value_loss"] for entry in train_ppo(copy.deepcopy(model), tokenizer, SHORT, lambda completions: [1.0] * len(completions), config)]
+
+    assert errors(vf_coef=0.0) == pytest.approx([0.5] * 4)  # every return is 1, every value 0
+    assert errors()[-1] < 0.4
 
 
 def test_the_kl_penalty_holds_the_policy_back(sft):
