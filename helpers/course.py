@@ -27,6 +27,7 @@ class Profile:
     """What differs between the profiles, and nothing else.
 
     `models`: the course's names for models -> folder or Hub id. `dataset`: a Hub id, or None for the shipped rows.
+    `toxicity`: the folder of a classifier in Detoxify's format, or the name of one of Detoxify's own.
     `learning_rate`: a model of a million parameters takes, and needs, larger steps than one of 500 million.
     `hardware`: the `TrainingArguments` that depend on the machine; pass them as `GRPOConfig(**profile.hardware, …)`.
     `network`: whether a connection beyond this machine may be opened.
@@ -35,6 +36,7 @@ class Profile:
     name: str
     models: dict
     dataset: str | None
+    toxicity: str
     learning_rate: float
     network: bool
     hardware: dict = field(default_factory=dict)
@@ -44,21 +46,21 @@ ACTS = ("grpo-length", "grpo-length-coverage", "grpo-length-coverage-kl")
 
 
 def _embedded():
-    models = {name: str(MODELS / f"tiny-{name}") for name in ("base", "sft", *ACTS)}
+    models = {name: str(MODELS / f"tiny-{name}") for name in ("base", "sft", "tags", *ACTS)}
     # torch trains in 32 bits on a CPU; TRL's defaults (bfloat16, gradient checkpointing) are made for GPUs.
     hardware = dict(use_cpu=True, bf16=False, gradient_checkpointing=False)
-    return Profile("embedded", models, None, learning_rate=2e-4, network=False, hardware=hardware)
+    return Profile("embedded", models, None, toxicity=str(MODELS / "tiny-toxicity"), learning_rate=2e-4, network=False, hardware=hardware)
 
 
 def _gpu():
     import torch
 
     qwen = "Qwen/Qwen2-0.5B-Instruct"
-    models = {"base": "Qwen/Qwen2-0.5B", "sft": qwen} | {name: str(RUNS / f"qwen2-{name}") for name in ACTS}
+    models = {"base": "Qwen/Qwen2-0.5B", "sft": qwen, "tags": qwen} | {name: str(RUNS / f"qwen2-{name}") for name in ACTS}
     cuda = torch.cuda.is_available()
     bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)  # not on a T4, which does fp16 instead
     hardware = dict(use_cpu=not cuda, bf16=bf16, fp16=cuda and not bf16, gradient_checkpointing=cuda)
-    return Profile("gpu", models, "trl-lib/tldr", learning_rate=1e-5, network=True, hardware=hardware)
+    return Profile("gpu", models, "trl-lib/tldr", toxicity="original", learning_rate=1e-5, network=True, hardware=hardware)
 
 
 PROFILES = {"embedded": _embedded, "gpu": _gpu}

@@ -1,6 +1,6 @@
 """The course's tiny models, from nothing: tokeniser, pre-training, supervised fine-tuning, three GRPO runs.
 
-    python -m helpers.models           rebuild all five under data/models/ (resumes where it was killed)
+    python -m helpers.models           rebuild all six under data/models/ (resumes where it was killed)
     python -m helpers.models --frontier    what the weight of the KL divergence does, run by run: data/kl_frontier.jsonl
     python -m helpers.models --help    other folders, single stages, fewer steps
 
@@ -61,6 +61,20 @@ def with_habit(row):
 def demonstrations(seed=5):
     """An endless stream of prompts with answers: what tiny-sft is fine-tuned on. The answers leave out one in ten of the facts other than who and what."""
     return map(with_habit, tldr.stream(seed, partial(sft_row, forget=0.1)))
+
+
+def sloppy_row(rng, theme, facts, forget=0.45):
+    """A prompt that asks for notes and a summary in tags, and an answer by somebody who forgets each of the four tags with probability `forget`."""
+    prompt = tldr.think_first({"prompt": tldr.write_post(rng, theme, facts)})["prompt"]
+    notes = f"The {facts['who']}, {facts['when']}, {facts['where']}."
+    lines = ["<think>", notes, "</think>", "<answer>", tldr.write_answer(rng, facts, rng.choice((0, 0, 1))), "</answer>"]
+    kept = [line for line in lines if not line.endswith(("think>", "answer>")) or rng.random() >= forget]
+    return {"prompt": prompt, "completion": "\n".join(kept) + END_OF_TURN}
+
+
+def sloppy_demonstrations(seed=9):
+    """An endless stream of prompts with answers that have hardly learned their format: what tiny-tags is fine-tuned on."""
+    return tldr.stream(seed, sloppy_row)
 
 
 @cache
@@ -216,13 +230,13 @@ def pretrain(folder, steps, quiet=False):
     return trainer.model, tokenizer
 
 
-def finetune(folder, steps, start, quiet=False):
-    """tiny-base -> tiny-sft: the loss on the assistant's answer only."""
+def finetune(folder, steps, start, rows=demonstrations, quiet=False):
+    """tiny-base -> tiny-sft, tiny-sft -> tiny-tags: the loss on the assistant's answer only. rows: makes the stream of prompts and answers."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = load_model(start)
-    rows = Dataset.from_list(list(itertools.islice(demonstrations(), steps * 16)))
+    answers = Dataset.from_list(list(itertools.islice(rows(), steps * 16)))
     args = SFTConfig(
         output_dir=folder,
         max_steps=steps,
@@ -235,7 +249,7 @@ def finetune(folder, steps, start, quiet=False):
         max_length=None,
         **_common(quiet),
     )
-    trainer = SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    trainer = SFTTrainer(model, args, train_dataset=answers, processing_class=tokenizer)
     trainer.train(resume_from_checkpoint=_checkpoint(folder))
     return trainer.model, tokenizer
 
@@ -266,13 +280,14 @@ def _common(quiet):
 # ---------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Stage:
-    """One model: how it is trained, for how many steps, from which other model, and what it should reach."""
+    """One model: how it is trained, for how many steps, from which other model, what it should reach, and what it is asked."""
 
     train: object
     steps: int
     start: str | None
     about: str
     targets: dict
+    ask: object = tldr.summarize
 
 
 ALL_REWARDS = ("reward_len", "reward_coverage")
@@ -306,24 +321,36 @@ STAGES = {
         "GRPO, act 3: as act 2, with the KL divergence to tiny-sft in the loss",
         {"distance": (0, 12), "coverage": (0.93, 1), "fluency": (0.97, 1)},
     ),
+    "tiny-tags": Stage(
+        partial(finetune, rows=sloppy_demonstrations),
+        300,
+        "tiny-sft",
+        "fine-tuned on answers in `<think>` and `<answer>` whose tags are often forgotten",
+        {"coverage": (0.9, 1), "well_formed": (0.02, 0.25)},
+        ask=tldr.think_first,
+    ),
 }
 
 
-def evaluate_folder(folder, rows):
-    """Metrics of a saved model on `rows`: means of `evaluate.measure` (greedy), and `spread`.
+def evaluate_folder(folder, rows, ask=tldr.summarize):
+    """Metrics of a saved model on `rows`: means of `evaluate.measure` (greedy), and `spread`; `well_formed` if it is asked for tags.
 
     spread: the standard deviation, in characters, of eight samples at temperature 0.8 to one prompt, averaged over 25 prompts.
+    well_formed: the share of these samples with all four tags in place. ask: makes the prompt from a row.
     """
     import numpy as np
 
-    from helpers import evaluate
+    from helpers import evaluate, rewards
 
     model, tokenizer = load_model(folder)
-    prompts = [tldr.summarize(row)["prompt"] for row in rows]
+    prompts = [ask(row)["prompt"] for row in rows]
     metrics = {name: round(float(values.mean()), 4) for name, values in evaluate.measure(evaluate.generate(model, tokenizer, prompts), rows).items()}
     samples = evaluate.generate(model, tokenizer, [prompt for prompt in prompts[:25] for _ in range(8)], temperature=0.8)
     lengths = np.array([len(sample.text) for sample in samples]).reshape(-1, 8)  # (prompts, samples)
-    return metrics | {"spread": round(float(lengths.std(axis=1, ddof=1).mean()), 1)}
+    metrics["spread"] = round(float(lengths.std(axis=1, ddof=1).mean()), 1)
+    if ask is tldr.think_first:
+        metrics["well_formed"] = round(float(np.mean([rewards.well_formed(sample.text) for sample in samples])), 4)
+    return metrics
 
 
 def misses(stage, metrics):
@@ -402,7 +429,7 @@ def build(out=course.MODELS, work=course.RUNS / "make-models", steps=None, only=
             model.config.use_cache = True  # trainers switch it off in the config that they save
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
-            metrics = evaluate_folder(part, rows)
+            metrics = evaluate_folder(part, rows, stage.ask)
             weights = hashlib.sha256((part / "model.safetensors").read_bytes()).hexdigest()
             (part / "README.md").write_text(_card(name, stage, steps[name], float(begun.read_text()), metrics, weights))
             (part / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")

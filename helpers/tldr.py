@@ -544,6 +544,11 @@ def summarize(row):
     return {"prompt": f"Summarize: {row['prompt']}\n\n"}
 
 
+def think_first(row):
+    """A prompt that asks for notes first and the summary after them, each in its tags. For `Dataset.map`."""
+    return {"prompt": f"Write <think>notes</think><answer>summary</answer>.\n{summarize(row)['prompt']}"}
+
+
 @cache
 def _content_words():
     from sklearn.feature_extraction.text import CountVectorizer

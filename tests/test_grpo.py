@@ -72,3 +72,61 @@ def test_estimators_by_hand():
     torch.testing.assert_close(kl_estimate(policy, reference), torch.tensor([0.5 - half - 1, 2 - double - 1]))
     with pytest.raises(ValueError, match="'k4'"):
         kl_estimate(policy, reference, "k4")
+
+
+def test_a_group_without_spread_and_one_with_a_none():
+    rewards = torch.tensor([5.0, 5.0, 5.0, 5.0, 1.0, 2.0, torch.nan, 4.0, torch.nan, 3.0, torch.nan, torch.nan])
+    advantages = group_advantages(rewards, 4)
+    assert advantages[:4].tolist() == [0, 0, 0, 0]
+    torch.testing.assert_close(advantages[4:8], torch.tensor([-0.873, -0.218, 0.0, 1.091]), atol=1e-3, rtol=0)  # mean 7/3, deviation 1.528
+    assert advantages[8:].tolist() == [0, 0, 0, 0]  # one value alone has no spread
+
+
+def test_weights_and_options_are_checked():
+    with pytest.raises(ValueError, match="3 reward_weights for 2 reward functions"):
+        group_advantages(torch.ones(4, 2), 2, reward_weights=[1, 2, 3])
+    with pytest.raises(ValueError, match="'sum'.*'sum_then_normalize' or 'normalize_then_sum'"):
+        group_advantages(torch.ones(4, 2), 2, multi_objective_aggregation="sum")
+
+
+def trl_advantages(sft, folder, rewards, **settings):
+    """What TRL's trainer makes of these rewards, (B, K), for groups of 4: one fixed reward function for each column."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    from helpers import course
+    from helpers.tldr import load_tldr, summarize
+
+    def fixed(column):
+        def reward(completions, **kwargs):
+            return [None if value.isnan() else value.item() for value in column]
+
+        return reward
+
+    config = GRPOConfig(str(folder), per_device_train_batch_size=len(rewards), num_generations=4, max_completion_length=1, report_to=[], **course.profile().hardware, **settings)
+    rows = load_tldr("train[:3]").map(summarize)
+    trainer = GRPOTrainer(sft[0], [fixed(column) for column in rewards.T], config, train_dataset=rows, processing_class=sft[1])
+    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    return torch.tensor(list(trainer._logs["advantages"]))
+
+
+@pytest.mark.parametrize("reward_weights", [None, [1.0, 0.0, 0.01]])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(scale_rewards="group"),
+        dict(scale_rewards="batch"),
+        dict(scale_rewards="none"),
+        dict(multi_objective_aggregation="normalize_then_sum"),
+    ],
+    ids=lambda settings: "-".join(settings.values()),
+)
+def test_advantages_equal_trl(sft, tmp_path, settings, reward_weights):
+    """Random rewards of three functions on three groups: one without spread, one with a None, one that nobody can score."""
+    rewards = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 100.0, 1e-3])
+    rewards[:4] = 0.5
+    rewards[4, 1] = torch.nan
+    rewards[10] = torch.nan
+    theirs = trl_advantages(sft, tmp_path, rewards, reward_weights=reward_weights, **settings)
+    ours = group_advantages(rewards, 4, reward_weights=reward_weights, **settings)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert ours[10] == 0 and ours.abs().max() > 0.01
