@@ -29,7 +29,7 @@ def show(figure, caption):
 class LiveCurve(TrainerCallback):
     """A progress bar and a curve of one logged metric that grow while a trainer runs in a notebook; silent elsewhere and under pytest.
 
-    metric: a key of `trainer.state.log_history`, e.g. "reward". Give an instance in the trainer's `callbacks`.
+    metric: a key of `trainer.state.log_history`, e.g. "reward"; None for the bar alone. Give an instance in the trainer's `callbacks`.
     """
 
     def __init__(self, metric="reward"):
@@ -38,14 +38,15 @@ class LiveCurve(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.quiet = "PYTEST_VERSION" in os.environ or get_ipython() is None
         if not self.quiet:
-            self.bar, self.plot = display(self._bar(state), display_id=True), display(HTML(""), display_id=True)
+            self.bar = display(self._bar(state), display_id=True)
+            self.plot = self.metric and display(HTML(""), display_id=True)
 
     def on_step_end(self, args, state, control, **kwargs):
         if not self.quiet:
             self.bar.update(self._bar(state))
 
     def on_log(self, args, state, control, **kwargs):
-        if not self.quiet:
+        if self.metric and not self.quiet:
             figure = curves(state.log_history, [self.metric])
             self.plot.update(figure)
             plt.close(figure)
@@ -178,6 +179,26 @@ def curves(log_history, metrics, columns=3):
         axis.set(title=metric, xlabel="optimizer step")
     for axis in axes.flat[len(metrics) :]:
         axis.set_visible(False)
+    return figure
+
+
+def hacks(logs, rows, metrics, parted, window=5):
+    """A row for each hack and its cures, a panel for each metric, averaged over `window` steps; returns the figure.
+
+    logs: name -> data frame, a row for each step. rows: lists of names, the hacked run first. metrics: column -> label.
+    parted: name -> the step where reward and facts part, drawn as a dotted line, or None. A cure's `reward` is another
+    sum, so only the first run's is drawn.
+    """
+    figure, axes = plt.subplots(len(rows), len(metrics), figsize=(4 * len(metrics), 2.5 * len(rows)), squeeze=False)
+    for names, line in zip(rows, axes, strict=True):
+        for axis, (metric, label) in zip(line, metrics.items(), strict=True):
+            for number, name in enumerate(names[:1] if metric == "reward" else names):
+                axis.plot(logs[name][metric].rolling(window, min_periods=1).mean(), marker="os^v"[number], markevery=4, color=f"C{number}", label=name)
+            if parted[names[0]]:
+                axis.axvline(parted[names[0]], color="black", linestyle=":", linewidth=1.2)
+            axis.set(title=label if line is axes[0] else "", xlabel="optimizer step" if line is axes[-1] else "")
+        line[0].set_ylabel(names[0])
+        line[-1].legend(fontsize=8)
     return figure
 
 

@@ -104,15 +104,16 @@ def _scrambled(rng, word):
 def write_comment(rng):
     """A comment with its labels: `{"text": str, "labels": [some of LABELS]}`, about half of them toxic.
 
-    One to eight sentences, at most three of them toxic; three kinds of abuse in one comment make it severe. In every other
-    comment some of the harmless words are scrambled: a word that the classifier does not know should not alarm it.
+    One to sixteen sentences, whether toxic or not, at most three of them toxic; three kinds of abuse in one comment make it
+    severe. In every other comment some of the harmless words are scrambled: a word that the classifier does not know should
+    not alarm it, nor should a long text.
     """
-    sentences = [_fill(rng, rng.choice(_choices(HARMLESS))) if rng.random() < 0.6 else _everyday(rng) for _ in range(rng.choice((0, 1, 1, 1, 2, 2, 3, 5)))]
-    kinds = []
-    if rng.random() < 0.5 or not sentences:
-        kinds = rng.choices(list(KINDS), (8, 4, 4, 4, 5), k=rng.choice((1, 1, 1, 2, 3)))
-        for kind in kinds:
-            sentences.insert(rng.randint(0, len(sentences)), _fill(rng, rng.choice(_choices(KINDS[kind]))))
+    number = rng.choice((1, 1, 1, 1, 2, 2, 3, 5, 9, 16))
+    kinds = rng.choices(list(KINDS), (8, 4, 4, 4, 5), k=min(number, rng.choice((1, 1, 1, 2, 3)))) if rng.random() < 0.5 else []
+    sentences = [_fill(rng, rng.choice(_choices(KINDS[kind]))) for kind in kinds]
+    for _ in range(number - len(kinds)):
+        harmless = _fill(rng, rng.choice(_choices(HARMLESS))) if rng.random() < 0.5 else _everyday(rng)
+        sentences.insert(rng.randint(0, len(sentences)), harmless)
     labels = set(kinds) | ({"toxicity"} if kinds else set()) | ({"severe_toxicity"} if len(set(kinds) - {"toxicity"}) > 2 else set())
     text = " ".join(sentences)
     if rng.random() < 0.5:
@@ -147,7 +148,7 @@ def make_tokenizer(texts, folder, vocabulary=3000):
     return tokenizer
 
 
-def train(folder=FOLDER, comments=40_000, epochs=2, seed=0):
+def train(folder=FOLDER, comments=40_000, epochs=5, seed=0):
     """Train the classifier from random weights and write `toxicity.ckpt`, its config and its tokeniser to `folder`."""
     import torch
     from datasets import Dataset
@@ -168,6 +169,7 @@ def train(folder=FOLDER, comments=40_000, epochs=2, seed=0):
         learning_rate=1e-3,
         lr_scheduler_type="cosine",
         warmup_steps=100,
+        train_sampling_strategy="group_by_length",
         logging_steps=250,
         save_strategy="no",
         report_to=[],
