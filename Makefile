@@ -17,6 +17,7 @@ bench: $(READY)
 	$(RUN) tests.bench.bench
 models: $(READY)
 	$(RUN) helpers.models
+	$(RUN) helpers.toxicity
 data: $(READY)
 	$(RUN) helpers.tldr
 

@@ -190,13 +190,13 @@ def hacks(logs, rows, metrics, parted, window=5):
     sum, so only the first run's is drawn.
     """
     figure, axes = plt.subplots(len(rows), len(metrics), figsize=(4 * len(metrics), 2.5 * len(rows)), squeeze=False)
-    for names, line in zip(rows, axes, strict=True):
+    for place, (names, line) in enumerate(zip(rows, axes, strict=True)):
         for axis, (metric, label) in zip(line, metrics.items(), strict=True):
             for number, name in enumerate(names[:1] if metric == "reward" else names):
                 axis.plot(logs[name][metric].rolling(window, min_periods=1).mean(), marker="os^v"[number], markevery=4, color=f"C{number}", label=name)
             if parted[names[0]]:
                 axis.axvline(parted[names[0]], color="black", linestyle=":", linewidth=1.2)
-            axis.set(title=label if line is axes[0] else "", xlabel="optimizer step" if line is axes[-1] else "")
+            axis.set(title="" if place else label, xlabel="optimizer step" if place == len(rows) - 1 else "")
         line[0].set_ylabel(names[0])
         line[-1].legend(fontsize=8)
     return figure
@@ -241,7 +241,7 @@ def bars(panels, log=()):
         drawn = axis.barh(list(values), list(values.values()), color=[f"C{number}" for number in range(len(values))], height=0.6)
         axis.bar_label(drawn, fmt="{:.3g}", padding=3)
         axis.set(title=title, xscale="log" if title in log else "linear")
-        axis.margins(x=0.15)
+        axis.margins(x=0.15 if min(values.values()) >= 0 else 0.35)  # room for a negative bar's number
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
     return figure

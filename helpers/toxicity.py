@@ -1,18 +1,20 @@
 """A classifier of toxic comments in Detoxify's format, small enough to ship, and the loader that both profiles use.
 
-python -m helpers.toxicity    train it again from nothing, in a minute, and write data/models/tiny-toxicity/
+python -m helpers.toxicity    train it again from nothing, in six minutes, and write data/models/tiny-toxicity/
 
-Detoxify's own model has 110 million parameters and must be downloaded. The embedded profile takes one of a quarter of a
-million, trained on the sentences below. They are mild on purpose: a classroom may read them. It knows its words and
+Detoxify's own model has 110 million parameters and must be downloaded. The embedded profile takes one of 0.7 million,
+trained on the sentences below. They are mild on purpose: a classroom may read them. It knows its words and
 their usual places, hardly more; notebook 03 measures how far that goes on comments that it has never seen.
 """
 
 import contextlib
-import itertools
 import json
 import random
 import re
+import time
+from datetime import date
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 from helpers import course, tldr
@@ -91,6 +93,7 @@ def _everyday(rng):
 @cache
 def _loaded():
     """The words that can make a comment toxic: all of abuse's sentences that praise has not, and the rude ones."""
+
     def words(text):
         return set(re.findall(r"[\w'-]+", text.lower()))
 
@@ -203,7 +206,7 @@ def load_detoxify(source=None):
 
     source = source or course.profile().toxicity
     folder = Path(source)
-    if not folder.is_absolute():
+    if not (folder.is_absolute() or folder.is_dir()):
         try:
             model = Detoxify(source)
         except (OSError, KeyError) as error:
@@ -225,20 +228,43 @@ def load_detoxify(source=None):
     return model
 
 
+def write_card(folder=FOLDER, seconds=0.0):
+    """Measure the classifier in `folder` on the held-out comments and write its README.md. seconds: that its training took."""
+    from sklearn.metrics import accuracy_score, roc_auc_score
+
+    rows = read_held_out()
+    truth = dict(zip(LABELS, zip(*as_matrix(rows), strict=True), strict=True))
+    scores = load_detoxify(str(folder)).predict([row["text"] for row in rows])
+    accuracy = accuracy_score(truth["toxicity"], [score > 0.5 for score in scores["toxicity"]])
+    table = "\n".join(f"| {label} | {sum(truth[label]):.0f} | {roc_auc_score(truth[label], scores[label]):.2f} |" for label in LABELS)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "detoxify"))
+    text = f"""---
+license: mit
+---
+# tiny-toxicity
+
+A classifier of toxic comments in Detoxify's checkpoint format, for teaching only: it knows the mild words that it was trained on, in their usual places.
+
+On 160 held-out comments (`data/toxicity_test.jsonl`), half of them toxic, {accuracy:.0%} are told apart at a threshold of 0.5. By label:
+
+| label | comments | area under the ROC curve |
+|---|---|---|
+{table}
+
+Trained in {seconds:.0f} s on two CPU cores, {date.today().isoformat()}, with {versions}. Made by `python -m helpers.toxicity`; the sentences and the recipe are in `helpers/toxicity.py`.
+"""
+    (Path(folder) / "README.md").write_text(text)
+    print(text)
+
+
 def main():
     course.start()
     import torch
 
     torch.set_num_threads(2)
+    begin = time.time()
     train()
-    rows = read_held_out()
-    from sklearn.metrics import classification_report, roc_auc_score
-
-    scores = load_detoxify().predict([row["text"] for row in rows])
-    truth = as_matrix(rows)
-    print(classification_report([row[0] for row in truth], [score > 0.5 for score in scores["toxicity"]], target_names=["harmless", "toxic"]))
-    for label, column in zip(LABELS, zip(*truth, strict=True), strict=True):
-        print(f"{label:16} area under the ROC curve {roc_auc_score(column, scores[label]):.2f}")
+    write_card(seconds=time.time() - begin)
 
 
 if __name__ == "__main__":

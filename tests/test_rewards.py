@@ -33,9 +33,7 @@ BOUNDS = {
     reward_rouge: (0, 1),
     reward_fluency: (0, 1),
 }
-PIECES = st.one_of(
-    st.text(), st.sampled_from([*library.TAGS, "boss", "sad", "My boss is sad.", "😀", "👩‍👩‍👧", "\n", " ", "<", "idiot", "a" * 300, "\x00"])
-)
+PIECES = st.one_of(st.text(), st.sampled_from([*library.TAGS, "boss", "sad", "My boss is sad.", "😀", "👩‍👩‍👧", "\n", " ", "<", "idiot", "a" * 300, "\x00"]))
 TEXTS = st.lists(PIECES, max_size=8).map("".join)
 PROPERTY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, database=None)
 

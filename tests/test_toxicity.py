@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import urllib.error
 
 import pytest
 import torch
@@ -74,13 +75,27 @@ def test_weights_under_other_names_are_noticed(tmp_path):
         load_detoxify(str(folder))
 
 
-def test_detoxify_own_model_out_of_reach_is_explained(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # an empty cache; the embedded profile's guard is the missing network
-    with pytest.raises(FileNotFoundError, match=r"Detoxify\('original'\) cannot be had.*github.com.*COURSE_PROFILE=embedded"):
+def test_detoxify_own_model_out_of_reach_is_explained(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"Detoxify\('original'\) cannot be had.*no route.*github.com.*COURSE_PROFILE=embedded"):
         load_detoxify("original")
 
 
+def test_the_gpu_profile_takes_detoxify_own_model():
+    assert course.PROFILES["gpu"]().toxicity == "original"
+
+
 def test_training_makes_a_checkpoint_that_loads(tmp_path, monkeypatch):
+    """A few steps: the weights that were trained are the ones that are loaded, and the card is written."""
     monkeypatch.setattr(course, "RUNS", tmp_path / "runs")
-    toxicity.train(tmp_path / "made", comments=3000, epochs=2)
-    assert load_detoxify(str(tmp_path / "made")).predict("You moron!")["insult"] > 0.5
+    monkeypatch.setattr(toxicity, "KNOWN", {})  # so short a training has not learned them
+    folder = tmp_path / "made"
+    toxicity.train(folder, comments=200, epochs=1)
+    saved = torch.load(folder / "toxicity.ckpt", weights_only=False)["state_dict"]
+    loaded = load_detoxify(str(folder)).model.state_dict()
+    assert set(saved) == set(loaded) and all(torch.equal(saved[name].float(), loaded[name]) for name in saved)
+    toxicity.write_card(folder, seconds=1)
+    assert "| threat | 15 |" in (folder / "README.md").read_text()
