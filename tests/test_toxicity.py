@@ -97,5 +97,6 @@ def test_training_makes_a_checkpoint_that_loads(tmp_path, monkeypatch):
     saved = torch.load(folder / "toxicity.ckpt", weights_only=False)["state_dict"]
     loaded = load_detoxify(str(folder)).model.state_dict()
     assert set(saved) == set(loaded) and all(torch.equal(saved[name].float(), loaded[name]) for name in saved)
+    assert 0 <= load_detoxify(str(folder)).predict("It was a lovely day. " * 500)["toxicity"] <= 1  # longer than its window
     toxicity.write_card(folder, seconds=1)
     assert "| threat | 15 |" in (folder / "README.md").read_text()
