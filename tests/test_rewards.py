@@ -129,7 +129,7 @@ def test_coverage_and_rouge_by_hand():
     assert reward_coverage(["My boss is sad.", "", "boss"], facts=[FACTS] * 3) == [1, 0, 0.5]
     # "boss is sad" of 5 and of 4 words: precision 3/4, recall 3/5
     assert reward_rouge(["boss is so sad"], reference=["my boss is very sad"]) == pytest.approx([2 * 0.75 * 0.6 / (0.75 + 0.6)])
-    assert reward_rouge(["My BOSS, left!"], reference=["my boss left"]) == [1]
+    assert reward_rouge(["My BOSS, leaving!"], reference=["my boss leaves"]) == [1]  # case, punctuation and endings do not count
 
 
 def test_fluency_is_unknown_where_nobody_has_a_grammar():
@@ -194,6 +194,10 @@ def length_of_the_list(completions, **kwargs):
     return [float(len(completion)) for completion in completions]
 
 
+def length_of_the_repr(completions, **kwargs):
+    return [float(len(str(completion))) for completion in completions]
+
+
 def by_rank(completions, **kwargs):
     return [float(place) for place, _ in enumerate(completions)]
 
@@ -224,6 +228,7 @@ async def slow_and_wrong(completions, **kwargs):
         (strings_only, "strings_only: with completions that are messages: AttributeError: 'list' object has no attribute 'lower'.*text_of"),
         (counts, "counts: with completions that are messages: returned 0.0 for all 8 examples"),
         (length_of_the_list, "length_of_the_list: with completions that are messages: returned 1.0 for all 8 examples"),
+        (length_of_the_repr, "length_of_the_repr: gives other values for messages than for strings"),
         (by_rank, "by_rank: gives other values when it is called again with the completions in another order"),
         (wants_completion, "wants_completion: asks for completion, .*TRL keeps this column back; rename it"),
         (reward_coverage, "reward_coverage: asks for facts, but would get prompts, completions, .*give check_reward a row"),
