@@ -10,6 +10,7 @@ import inspect
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -25,6 +26,12 @@ def text_of(completion):
     ('Hi.', 'Hi.')
     """
     return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
+
+
+def _paired(completions, column, name):
+    if len(column) != len(completions):
+        raise ValueError(f"{len(column)} entries in {name!r} for {len(completions)} completions; there must be one for each, as TRL passes them.")
+    return zip(completions, column, strict=True)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -82,7 +89,7 @@ def reward_coverage(completions, facts, **kwargs):
     >>> reward_coverage(["My boss left.", "Someone left."], facts=[{"who": "boss"}, {"who": "boss"}])
     [1.0, 0.0]
     """
-    return [fact_coverage(text_of(completion), fact) for completion, fact in zip(completions, facts, strict=True)]
+    return [fact_coverage(text_of(completion), fact) for completion, fact in _paired(completions, facts, "facts")]
 
 
 @functools.cache
@@ -100,8 +107,7 @@ def reward_rouge(completions, reference, **kwargs):
     >>> reward_rouge(["my boss left me", "nothing else"], reference=["My boss has left."] * 2)
     [0.75, 0.0]
     """
-    texts = [text_of(completion) for completion in completions]
-    return [float(_rouge().score(target, text)["rougeL"].fmeasure) for target, text in zip(reference, texts, strict=True)]
+    return [float(_rouge().score(target, text_of(completion))["rougeL"].fmeasure) for completion, target in _paired(completions, reference, "reference")]
 
 
 def reward_fluency(completions, facts=None, **kwargs):
@@ -110,7 +116,7 @@ def reward_fluency(completions, facts=None, **kwargs):
     None, which TRL leaves out, where the rows carry no grammar's facts.
     """
     known = facts or [{}] * len(completions)
-    return [fluency(text_of(completion)) if isinstance(fact, dict) else None for completion, fact in zip(completions, known, strict=True)]
+    return [fluency(text_of(completion)) if isinstance(fact, dict) else None for completion, fact in _paired(completions, known, "facts")]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -149,14 +155,25 @@ EXAMPLES = (
 )
 
 
-def check_reward(rewards, row=None, completions=EXAMPLES, kinds=("strings", "messages")):
+KINDS = ("strings", "messages")
+
+
+def check_reward(rewards, row=None, completions=EXAMPLES, kinds=KINDS):
     """Call rewards as TRL would, on example completions, and say what is wrong with them: a list of sentences, empty if nothing was found.
 
     rewards: a function, or the list of them that a trainer is to get. row: a row of the data set, for the columns that a
-    reward asks for. completions: texts that a good reward tells apart. kinds: as what it has to take them, "strings" (for
-    string prompts) and "messages" (for conversational ones). Async functions are awaited. The `completion_ids` of the
-    examples are their bytes.
+    reward asks for. completions: two or more texts that a good reward tells apart. kinds: as what it has to take them,
+    "strings" (for string prompts) and "messages" (for conversational ones). Async functions are awaited. The
+    `completion_ids` of the examples are their bytes. What no check can see is whether the reward wants what you want.
+
+    Raises ValueError for another kind, for fewer than two completions, and for a row that is none.
     """
+    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
+        raise ValueError(f"kinds is {kinds!r}; it must be a list of 'strings', 'messages' or both.")
+    if isinstance(completions, str) or len(completions) < 2:
+        raise ValueError(f"check_reward needs a list of two or more texts to tell apart, got {completions!r:.60}.")
+    if not isinstance(row or {}, Mapping):
+        raise ValueError(f"row is a {type(row).__name__}; give one row of the data set, such as rows[0].")
     rewards = list(rewards) if isinstance(rewards, (list, tuple)) else [rewards]
     names = [_name(reward) for reward in rewards]
     found = [f"{name}: {number} rewards have this name, and TRL logs them as one; give each its own." for name, number in Counter(names).items() if number > 1]
@@ -189,10 +206,15 @@ def _arguments(row, texts, kind):
 
 
 def _call(reward, arguments):
-    if not inspect.iscoroutinefunction(reward):
-        return reward(**arguments)
-    with ThreadPoolExecutor(1) as thread:  # a notebook's own thread already runs an event loop
-        return thread.submit(asyncio.run, reward(**arguments)).result()
+    values = reward(**arguments)
+    if inspect.isawaitable(values):
+
+        async def wait():
+            return await values
+
+        with ThreadPoolExecutor(1) as thread:  # a notebook's own thread already runs an event loop
+            values = thread.submit(asyncio.run, wait()).result()
+    return list(values) if inspect.isgenerator(values) else values
 
 
 def _problems(reward, row, texts, kinds):
@@ -212,20 +234,19 @@ def _problems(reward, row, texts, kinds):
     for kind in kinds:
         try:
             values[kind] = _call(reward, _arguments(row, texts, kind))
-            backwards = _call(reward, _arguments(row, texts[::-1], kind))
+            problems[kind] = _wrong_values(values[kind], texts)
+            if not problems[kind]:
+                alone = [_call(reward, _arguments(row, [text], kind))[0] for text in texts]
+                problems[kind] = (
+                    "" if _same(values[kind], alone) else "gives a completion another value when it is judged alone; it must not depend on the rest of the batch, nor on chance."
+                )
         except Exception as error:  # whatever a reward can raise is what is to be reported
-            problems[kind] = f"{type(error).__name__}: {error}. text_of(completion) gives the text of a string and of messages."
-            continue
-        problems[kind] = _wrong_values(values[kind], texts)
-        if not problems[kind] and not _same(values[kind], list(backwards)[::-1]):
-            problems[kind] = "gives other values when it is called again with the completions in another order; each must depend on its own completion only."
-    if len(set(problems.values())) == 1:
-        found = [problem for problem in {*problems.values()} if problem]
-    else:
-        found = [f"with completions that are {kind}: {problem}" for kind, problem in problems.items() if problem]
-    if not found and len(values) == 2 and not _same(*values.values()):
-        found = ["gives other values for messages than for strings; is it the text that it looks at? text_of(completion) gives it."]
-    return found
+            problems[kind] = f"{type(error).__name__}: {error}."
+    if not any(problems.values()) and not all(_same(values[kinds[0]], others) for others in values.values()):
+        return ["gives other values for messages than for strings; is it the text that it looks at? text_of(completion) gives it."]
+    if len(set(problems.values())) == 1:  # the same for both kinds
+        return [problem for problem in set(problems.values()) if problem]
+    return [f"with completions that are {kind}: {problem} text_of(completion) gives the text of both kinds." for kind, problem in problems.items() if problem]
 
 
 def _wrong_values(values, texts):
@@ -236,9 +257,9 @@ def _wrong_values(values, texts):
     for value, text in zip(values, texts, strict=True):
         if value is not None and not isinstance(value, (int, float)):
             return f"returned {value!r} for {text[:30]!r}; only numbers, and None for a completion that is not to count."
-        if value is not None and not math.isfinite(value):
-            advice = "TRL would take it for None; return None if you mean that." if math.isnan(value) else "No mean and no spread can be taken of it."
-            return f"returned {value} for {text[:30]!r}. {advice}"
+        if value is not None and not abs(value) < 1e18:  # TRL computes in 32 bits, and squares
+            advice = "TRL would take it for None; return None if you mean that." if value != value else "No mean and no spread can be taken of it."
+            return f"returned {str(value)[:20]} for {text[:30]!r}. {advice}"
     if len(set(values)) == 1:
         return f"returned {values[0]} for all {len(texts)} examples: a group without spread teaches nothing. If that is right for these, pass completions that it tells apart."
     return ""

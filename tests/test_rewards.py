@@ -2,6 +2,7 @@
 
 import functools
 import math
+import random
 import re
 
 import pytest
@@ -73,9 +74,9 @@ class TestAnyText:
 
     @PROPERTY
     @given(st.lists(TEXTS, min_size=2, max_size=5), st.randoms(use_true_random=False))
-    def test_the_order_and_the_others_do_not_matter(self, reward, texts, random):
+    def test_the_order_and_the_others_do_not_matter(self, reward, texts, chance):
         alone = [call(reward, [text])[0] for text in texts]
-        order = random.sample(range(len(texts)), len(texts))
+        order = chance.sample(range(len(texts)), len(texts))
         assert call(reward, [texts[i] for i in order]) == pytest.approx([alone[i] for i in order], abs=1e-5)
 
 
@@ -143,7 +144,7 @@ def test_toxicity_tells_an_insult_from_thanks():
 
 @pytest.mark.parametrize("reward", [reward_coverage, reward_rouge])
 def test_there_must_be_a_column_for_each_completion(reward):
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="1 entries in .* for 2 completions; there must be one for each"):
         reward(["a", "b"], **{"facts" if reward is reward_coverage else "reference": [ROW["facts"] if reward is reward_coverage else "a"]})
 
 
@@ -202,6 +203,32 @@ def by_rank(completions, **kwargs):
     return [float(place) for place, _ in enumerate(completions)]
 
 
+def by_the_mean(completions, **kwargs):
+    lengths = [len(text_of(completion)) for completion in completions]
+    return [length - sum(lengths) / len(lengths) for length in lengths]
+
+
+def by_chance(completions, **kwargs):
+    return [random.random() for _ in completions]
+
+
+def astronomical(completions, **kwargs):
+    return [10**400 + len(text_of(completion)) for completion in completions]
+
+
+def divides(completions, **kwargs):
+    return [1 / len(text_of(completion)) for completion in completions]
+
+
+def lazy(completions, **kwargs):
+    return (float(len(text_of(completion))) for completion in completions)
+
+
+class SlowObject:
+    async def __call__(self, completions, **kwargs):
+        return [float(len(text_of(completion))) for completion in completions]
+
+
 def wants_completion(completions, completion, **kwargs):
     return [float(len(text)) for text in completion]
 
@@ -229,7 +256,11 @@ async def slow_and_wrong(completions, **kwargs):
         (counts, "counts: with completions that are messages: returned 0.0 for all 8 examples"),
         (length_of_the_list, "length_of_the_list: with completions that are messages: returned 1.0 for all 8 examples"),
         (length_of_the_repr, "length_of_the_repr: gives other values for messages than for strings"),
-        (by_rank, "by_rank: gives other values when it is called again with the completions in another order"),
+        (by_rank, "by_rank: gives a completion another value when it is judged alone"),
+        (by_the_mean, "by_the_mean: gives a completion another value when it is judged alone"),
+        (by_chance, "by_chance: gives a completion another value when it is judged alone"),
+        (astronomical, "astronomical: returned 10000000000000000000 for ''"),
+        (divides, "divides: ZeroDivisionError: division by zero.$"),
         (wants_completion, "wants_completion: asks for completion, .*TRL keeps this column back; rename it"),
         (reward_coverage, "reward_coverage: asks for facts, but would get prompts, completions, .*give check_reward a row"),
         ("a string", "str: is no function but 'a string'"),
@@ -244,8 +275,23 @@ def test_what_is_wrong_is_said(reward, said):
 
 def test_nothing_is_said_of_good_rewards():
     assert check_reward(list(BOUNDS), row=ROW) == []
-    assert check_reward([slow, functools.partial(reward_len, target=50)]) == []
+    assert check_reward([slow, SlowObject(), lazy, functools.partial(reward_len, target=50)]) == []
     assert check_reward(strings_only, kinds=["strings"]) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (dict(kinds=["string"]), r"kinds is \['string'\]; it must be"),
+        (dict(kinds="strings"), "kinds is 'strings'"),
+        (dict(completions=["one"]), "two or more texts to tell apart, got"),
+        (dict(completions="text"), "two or more texts"),
+        (dict(row=[ROW]), r"row is a list; give one row of the data set, such as rows\[0\]"),
+    ],
+)
+def test_the_check_is_called_rightly(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        check_reward(reward_len, **wrong)
 
 
 def test_trl_own_rewards_pass():
