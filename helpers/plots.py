@@ -193,9 +193,9 @@ def hacks(logs, rows, metrics, parted, window=5):
     for place, (names, line) in enumerate(zip(rows, axes, strict=True)):
         for axis, (metric, label) in zip(line, metrics.items(), strict=True):
             for number, name in enumerate(names[:1] if metric == "reward" else names):
-                axis.plot(logs[name][metric].rolling(window, min_periods=1).mean(), marker="os^v"[number], markevery=4, color=f"C{number}", label=name)
+                axis.plot(logs[name][metric].rolling(window).mean(), marker="os^v"[number], markevery=4, color=f"C{number}", label=name)
             if parted[names[0]]:
-                axis.axvline(parted[names[0]], color="black", linestyle=":", linewidth=1.2)
+                axis.axvline(parted[names[0]], color="black", linestyle=":", linewidth=1.2, label="they part")
             axis.set(title="" if place else label, xlabel="optimizer step" if place == len(rows) - 1 else "")
         line[0].set_ylabel(names[0])
         line[-1].legend(fontsize=8)
@@ -234,9 +234,9 @@ def frontier(runs, before, x, metrics):
     return figure
 
 
-def bars(panels, log=()):
-    """Panels of horizontal bars, each with its number; returns the figure. panels: title -> {name: value}; log: titles with a log scale."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 1 + 0.5 * max(map(len, panels.values()))), squeeze=False)
+def bars(panels, log=(), sharex=False):
+    """Panels of horizontal bars, each with its number; returns the figure. panels: title -> {name: value}; log: titles with a log scale; sharex: one scale for all."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 1 + 0.5 * max(map(len, panels.values()))), squeeze=False, sharex=sharex)
     for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
         drawn = axis.barh(list(values), list(values.values()), color=[f"C{number}" for number in range(len(values))], height=0.6)
         axis.bar_label(drawn, fmt="{:.3g}", padding=3)

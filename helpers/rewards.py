@@ -25,7 +25,14 @@ def text_of(completion):
     >>> text_of("Hi."), text_of([{"role": "assistant", "content": "Hi."}])
     ('Hi.', 'Hi.')
     """
-    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
+    return completion if isinstance(completion, str) else "".join(_content(message) for message in completion)
+
+
+def _content(message):
+    content = message["content"]
+    if isinstance(content, list):  # parts, as multimodal models write them
+        return "".join(part.get("text", "") for part in content)
+    return content or ""  # None where a message only calls a tool
 
 
 def _paired(completions, column, name):
@@ -158,11 +165,12 @@ EXAMPLES = (
 KINDS = ("strings", "messages")
 
 
-def check_reward(rewards, row=None, completions=EXAMPLES, kinds=KINDS):
+def check_reward(rewards, row=None, completions=None, kinds=KINDS):
     """Call rewards as TRL would, on example completions, and say what is wrong with them: a list of sentences, empty if nothing was found.
 
     rewards: a function, or the list of them that a trainer is to get. row: a row of the data set, for the columns that a
-    reward asks for. completions: two or more texts that a good reward tells apart. kinds: as what it has to take them,
+    reward asks for. completions: two or more texts that a good reward tells apart; by default `EXAMPLES`, with the row's own
+    prompt and completion. kinds: as what it has to take them,
     "strings" (for string prompts) and "messages" (for conversational ones). Async functions are awaited. The
     `completion_ids` of the examples are their bytes. What no check can see is whether the reward wants what you want.
 
@@ -170,15 +178,18 @@ def check_reward(rewards, row=None, completions=EXAMPLES, kinds=KINDS):
     """
     if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds is {kinds!r}; it must be a list of 'strings', 'messages' or both.")
-    if isinstance(completions, str) or len(completions) < 2:
-        raise ValueError(f"check_reward needs a list of two or more texts to tell apart, got {completions!r:.60}.")
     if not isinstance(row or {}, Mapping):
         raise ValueError(f"row is a {type(row).__name__}; give one row of the data set, such as rows[0].")
+    row = row or {}
+    if completions is None:
+        completions = [*EXAMPLES, *(row[column] for column in ("prompt", "completion") if isinstance(row.get(column), str))]
+    if isinstance(completions, str) or len(completions) < 2:
+        raise ValueError(f"check_reward needs a list of two or more texts to tell apart, got {completions!r:.60}.")
     rewards = list(rewards) if isinstance(rewards, (list, tuple)) else [rewards]
     names = [_name(reward) for reward in rewards]
     found = [f"{name}: {number} rewards have this name, and TRL logs them as one; give each its own." for name, number in Counter(names).items() if number > 1]
     for name, reward in zip(names, rewards, strict=True):
-        found += [f"{name}: {problem}" for problem in _problems(reward, row or {}, list(completions), kinds)]
+        found += [f"{name}: {problem}" for problem in _problems(reward, row, list(completions), kinds)]
     return found
 
 
@@ -219,7 +230,9 @@ def _call(reward, arguments):
 
 def _problems(reward, row, texts, kinds):
     if not callable(reward):
-        return [f"is no function but {reward!r}; give a function (completions, **kwargs) that returns a list of numbers."]
+        return [
+            f"is no function but {reward!r}; give a function (completions, **kwargs) that returns a list of numbers. (TRL also takes a model; only functions are checked here.)"
+        ]
     given, wanted = _arguments(row, texts, kinds[0]), inspect.signature(reward).parameters.values()
     missing = [p.name for p in wanted if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given]
     found = []
@@ -241,7 +254,8 @@ def _problems(reward, row, texts, kinds):
                     "" if _same(values[kind], alone) else "gives a completion another value when it is judged alone; it must not depend on the rest of the batch, nor on chance."
                 )
         except Exception as error:  # whatever a reward can raise is what is to be reported
-            problems[kind] = f"{type(error).__name__}: {error}."
+            hint = " If that is a column of the data set, give check_reward a row of it." if isinstance(error, KeyError) else ""
+            problems[kind] = f"{type(error).__name__}: {error}.{hint}"
     if not any(problems.values()) and not all(_same(values[kinds[0]], others) for others in values.values()):
         return ["gives other values for messages than for strings; is it the text that it looks at? text_of(completion) gives it."]
     if len(set(problems.values())) == 1:  # the same for both kinds

@@ -80,6 +80,11 @@ class TestAnyText:
         assert call(reward, [texts[i] for i in order]) == pytest.approx([alone[i] for i in order], abs=1e-5)
 
 
+def test_the_text_of_messages_with_parts_and_without():
+    parts = [{"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]}]
+    assert text_of(parts) == "ab" and text_of([{"role": "assistant", "content": None}]) == text_of([]) == ""
+
+
 @PROPERTY
 @given(st.integers(0, 300), st.integers(0, 300))
 def test_reward_len_is_symmetric_around_its_target(target, distance):
@@ -220,6 +225,10 @@ def divides(completions, **kwargs):
     return [1 / len(text_of(completion)) for completion in completions]
 
 
+def by_key(completions, **kwargs):
+    return [float(len(fact)) for fact in kwargs["facts"]]
+
+
 def lazy(completions, **kwargs):
     return (float(len(text_of(completion))) for completion in completions)
 
@@ -260,6 +269,7 @@ async def slow_and_wrong(completions, **kwargs):
         (by_the_mean, "by_the_mean: gives a completion another value when it is judged alone"),
         (by_chance, "by_chance: gives a completion another value when it is judged alone"),
         (astronomical, "astronomical: returned 10000000000000000000 for ''"),
+        (by_key, "by_key: KeyError: 'facts'. If that is a column of the data set, give check_reward a row"),
         (divides, "divides: ZeroDivisionError: division by zero.$"),
         (wants_completion, "wants_completion: asks for completion, .*TRL keeps this column back; rename it"),
         (reward_coverage, "reward_coverage: asks for facts, but would get prompts, completions, .*give check_reward a row"),
@@ -275,6 +285,7 @@ def test_what_is_wrong_is_said(reward, said):
 
 def test_nothing_is_said_of_good_rewards():
     assert check_reward(list(BOUNDS), row=ROW) == []
+    assert check_reward(reward_coverage, row=ROW | {"facts": {"who": "yeti"}, "completion": "A yeti."}) == []  # only the row's own text has its fact
     assert check_reward([slow, SlowObject(), lazy, functools.partial(reward_len, target=50)]) == []
     assert check_reward(strings_only, kinds=["strings"]) == []
 
