@@ -197,6 +197,7 @@ def hacks(logs, rows, metrics, parted, window=5):
             if parted[names[0]]:
                 axis.axvline(parted[names[0]], color="black", linestyle=":", linewidth=1.2, label="they part")
             axis.set(title="" if place else label, xlabel="optimizer step" if place == len(rows) - 1 else "")
+            axis.xaxis.get_major_locator().set_params(integer=True)
         line[0].set_ylabel(names[0])
         line[-1].legend(fontsize=8)
     return figure
@@ -237,11 +238,12 @@ def frontier(runs, before, x, metrics):
 def bars(panels, log=(), sharex=False):
     """Panels of horizontal bars, each with its number; returns the figure. panels: title -> {name: value}; log: titles with a log scale; sharex: one scale for all."""
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 1 + 0.5 * max(map(len, panels.values()))), squeeze=False, sharex=sharex)
+    lowest = min(value for values in panels.values() for value in values.values())
     for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
         drawn = axis.barh(list(values), list(values.values()), color=[f"C{number}" for number in range(len(values))], height=0.6)
         axis.bar_label(drawn, fmt="{:.3g}", padding=3)
         axis.set(title=title, xscale="log" if title in log else "linear")
-        axis.margins(x=0.15 if min(values.values()) >= 0 else 0.35)  # room for a negative bar's number
+        axis.margins(x=0.15 if lowest >= 0 else 0.35)  # room for a negative bar's number
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
     return figure
