@@ -89,7 +89,7 @@ def test_weights_and_options_are_checked():
         group_advantages(torch.ones(4, 2), 2, multi_objective_aggregation="sum")
 
 
-def trl_advantages(sft, folder, rewards, **settings):
+def trl_advantages(folder, rewards, **settings):
     """What TRL's trainer makes of these rewards, (B, K), for groups of 4: one fixed reward function for each column."""
     from trl import GRPOConfig, GRPOTrainer
 
@@ -104,7 +104,7 @@ def trl_advantages(sft, folder, rewards, **settings):
 
     config = GRPOConfig(str(folder), per_device_train_batch_size=len(rewards), num_generations=4, max_completion_length=1, report_to=[], **course.profile().hardware, **settings)
     rows = load_tldr("train[:3]").map(summarize)
-    trainer = GRPOTrainer(sft[0], [fixed(column) for column in rewards.T], config, train_dataset=rows, processing_class=sft[1])
+    trainer = GRPOTrainer(course.profile().models["sft"], [fixed(column) for column in rewards.T], config, train_dataset=rows)
     trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     return torch.tensor(list(trainer._logs["advantages"]))
 
@@ -120,13 +120,13 @@ def trl_advantages(sft, folder, rewards, **settings):
     ],
     ids=lambda settings: "-".join(settings.values()),
 )
-def test_advantages_equal_trl(sft, tmp_path, settings, reward_weights):
+def test_advantages_equal_trl(tmp_path, settings, reward_weights):
     """Random rewards of three functions on three groups: one without spread, one with a None, one that nobody can score."""
     rewards = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 100.0, 1e-3])
     rewards[:4] = 0.5
     rewards[4, 1] = torch.nan
     rewards[10] = torch.nan
-    theirs = trl_advantages(sft, tmp_path, rewards, reward_weights=reward_weights, **settings)
+    theirs = trl_advantages(tmp_path, rewards, reward_weights=reward_weights, **settings)
     ours = group_advantages(rewards, 4, reward_weights=reward_weights, **settings)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert ours[10] == 0 and ours.abs().max() > 0.01
