@@ -160,8 +160,6 @@ EXAMPLES = (
     "It was by the lake. " * 10,
     "word " * 2000,
 )
-
-
 KINDS = ("strings", "messages")
 
 
@@ -170,9 +168,9 @@ def check_reward(rewards, row=None, completions=None, kinds=KINDS):
 
     rewards: a function, or the list of them that a trainer is to get. row: a row of the data set, for the columns that a
     reward asks for. completions: two or more texts that a good reward tells apart; by default `EXAMPLES`, with the row's own
-    prompt and completion. kinds: as what it has to take them,
-    "strings" (for string prompts) and "messages" (for conversational ones). Async functions are awaited. The
-    `completion_ids` of the examples are their bytes. What no check can see is whether the reward wants what you want.
+    prompt and completion. kinds: as what it has to take them, "strings" (for string prompts) and "messages" (for
+    conversational ones). Async functions are awaited. The `completion_ids` of the examples are their bytes. What no check
+    can see is whether the reward wants what you want.
 
     Raises ValueError for another kind, for fewer than two completions, and for a row that is none.
     """
@@ -203,7 +201,7 @@ def _arguments(row, texts, kind):
     """What TRL's `_calculate_rewards` passes to a reward function; `prompt` and `completion` are the columns that it keeps back."""
     from transformers import TrainerState
 
-    prompt = row.get("prompt", "Summarize: …")
+    prompt = text_of(row.get("prompt", "Summarize: …"))
     columns = {key: [value] * len(texts) for key, value in row.items() if key not in ("prompt", "completion", "completion_ids")}
     as_messages = kind == "messages"
     return columns | dict(

@@ -305,6 +305,13 @@ def test_the_check_is_called_rightly(wrong, said):
         check_reward(reward_len, **wrong)
 
 
+def test_a_row_with_a_conversational_prompt():
+    def reward_echo(completions, prompts, **kwargs):
+        return [float(len(text_of(completion)) + len(text_of(prompt))) for completion, prompt in zip(completions, prompts, strict=True)]
+
+    assert check_reward(reward_echo, row={"prompt": chat("Summarize: …"), "completion": chat("My boss left.")}) == []
+
+
 def test_trl_own_rewards_pass():
     from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishment, think_format_reward
 
