@@ -23,7 +23,7 @@ def make_completion_mask(completion_ids, eos_token_ids, mask_truncated_completio
             [1, 1, 1, 1]])
     """
     is_end = torch.isin(completion_ids, torch.as_tensor(eos_token_ids, device=completion_ids.device))  # (B, C)
-    mask = (is_end.cumsum(1) - is_end.int() == 0).int()  # no end before this token
+    mask = (is_end.cumsum(1) - is_end.long() == 0).long()  # no end before this token
     return mask * is_end.any(1, keepdim=True) if mask_truncated_completions else mask
 
 

@@ -80,6 +80,7 @@ def execute(path):
 
 def main(names):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["COURSE_UNATTENDED"] = "1"  # no sliders
     paths = [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if not names or path.name.startswith(tuple(names))]
     if not paths:
         sys.exit(f"no notebook begins with {' or '.join(names)}; there are {', '.join(path.name for path in sorted(NOTEBOOKS.glob('*.ipynb')))}")

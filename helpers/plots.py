@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython import get_ipython
 from IPython.display import HTML, Image, display
+from ipywidgets import interact
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
@@ -135,6 +136,51 @@ def token_map(tokens, by_model, label="probability"):
     axis.set_xticklabels([repr(token)[1:-1].replace(" ", "␣") for token in tokens], rotation=45, ha="right")
     axis.grid(False)
     return figure
+
+
+def microscope(tokens, rows, centres=None, per_line=20):
+    """The tokens of one completion, line by line, and below each a number for each row, coloured by its distance from the row's centre; returns the figure.
+
+    tokens: the tokens as text. rows: label -> one value a token. centres: label -> the value without colour, by default
+    0; rows of one centre given here share their scale. per_line: at most so many tokens in a line.
+    """
+    lines = -(-len(tokens) // per_line)
+    per_line = -(-len(tokens) // lines)
+    centres = centres or {}
+    away = {label: np.asarray(row, dtype=float) - centres.get(label, 0.0) for label, row in rows.items()}
+    scale = {label: max(np.abs(away[other]).max() for other in rows if other == label or (label in centres and centres.get(other) == centres[label])) for label in rows}
+    figure, axes = plt.subplots(lines, 1, figsize=(13, lines * (0.3 * len(rows) + 0.6)), squeeze=False)
+    for line, axis in enumerate(axes[:, 0]):
+        own = range(line * per_line, min((line + 1) * per_line, len(tokens)))
+        for place, label in enumerate(rows):
+            colour = away[label][own] / max(scale[label], 1e-9)
+            axis.imshow(colour[None], cmap="PuOr", vmin=-1.2, vmax=1.2, extent=(-0.5, len(own) - 0.5, place + 0.5, place - 0.5), aspect="auto")
+            for column, at in enumerate(own):
+                text = f"{float(rows[label][at]):.2f}".replace("0.", ".", 1).replace("-.00", ".00")
+                axis.text(column, place, text, ha="center", va="center", fontsize=8, color="white" if abs(colour[column]) > 0.75 else "black")
+        axis.set(xlim=(-0.5, per_line - 0.5), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=rows, xticks=range(len(own)))
+        axis.set_xticklabels([repr(tokens[at])[1:-1].replace(" ", "␣") for at in own], fontsize=9)
+        axis.xaxis.tick_top()
+        axis.tick_params(length=0)
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+    return figure
+
+
+def slider(draw, **values):
+    """Sliders that call `draw` anew, which returns a figure; nothing where nobody can move them (pytest, `make run`).
+
+    values: name -> what `ipywidgets.interact` takes, e.g. (lowest, highest, step).
+    """
+    if {"PYTEST_VERSION", "COURSE_UNATTENDED"} & os.environ.keys():
+        return
+
+    def redraw(**chosen):
+        figure = draw(**chosen)
+        display(figure)
+        plt.close(figure)
+
+    interact(redraw, **values)
 
 
 def movie(draw, frames, size=(8, 2.6), per_second=6):
