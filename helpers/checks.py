@@ -42,6 +42,8 @@ def of_course(trainer, inputs, module=grpo):
     names = inspect.signature(grpo.grpo_loss).parameters
     options = {name: getattr(trainer.args, name) for name in names if hasattr(trainer.args, name)}
     options |= dict(num_items_in_batch=inputs["num_items_in_batch"], entropies=entropies)
+    if trainer.use_vllm:
+        options |= dict(importance_sampling_ratio=inputs["importance_sampling_ratio"])
     old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
     loss, metrics = module.grpo_loss(logps, old, ref, inputs["advantages"], inputs["completion_mask"], **options)
     return Result(loss.item(), torch.autograd.grad(loss, list(trainer.model.parameters())), metrics)
@@ -108,7 +110,15 @@ def loss(function):
     advantages = torch.tensor([1.5, 0.5, -0.5, -1.5])
     mask = (torch.arange(6) < torch.tensor([[6], [3], [5], [2]])).int()
     logps.requires_grad_()
-    settings = dict(beta=0.5, epsilon=0.2)
+    for settings in (dict(beta=0.5, epsilon=0.2), dict(beta=0.1, epsilon=0.4)):
+        verdict = _verdict(function, logps, old, ref, advantages, mask, settings)
+        if verdict:
+            break
+    print(verdict or "Right: value and gradient are those of helpers.grpo.")
+
+
+def _verdict(function, logps, old, ref, advantages, mask, settings):
+    """What is to be said against `function` on one batch; None if nothing."""
 
     def course(module=grpo, old=old, **changed):
         options = dict(loss_type="grpo", use_bias_correction_kl=False) | settings | changed
@@ -118,31 +128,34 @@ def loss(function):
     try:
         given = function(logps, old, ref, advantages, mask, **settings)
     except NotImplementedError:
-        print("Not attempted yet.")
-        return
+        return "Not attempted yet."
+    except RuntimeError as error:
+        return f"Not yet: {error} (Shapes: advantages is (B,), here {tuple(advantages.shape)}, all others are (B, C), here {tuple(logps.shape)}; advantages[:, None] is (B, 1).)"
     if not isinstance(given, torch.Tensor) or given.shape != ():
-        print(f"Not yet: a scalar tensor is wanted, this is {'a tensor of shape ' + str(tuple(given.shape)) if isinstance(given, torch.Tensor) else type(given).__name__}.")
-        return
+        kind = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
+        return f"Not yet: a scalar tensor is wanted, this is {kind}."
     if not given.requires_grad:
-        print("Not yet: nothing can be learned from it, no gradient reaches per_token_logps. A .detach(), .item() or torch.no_grad() too many?")
-        return
-    if torch.isclose(given, right, atol=1e-6):
+        return "Not yet: nothing can be learned from it, no gradient reaches per_token_logps. A .detach(), .item() or torch.no_grad() too many?"
+    if math.isclose(given.item(), right.item(), abs_tol=1e-5):
         gradient, wanted = (torch.autograd.grad(value, logps, retain_graph=True)[0] for value in (given, right))
-        print("Right: value and gradient are those of helpers.grpo." if torch.allclose(gradient, wanted, atol=1e-6) else "Not yet: the value is right, its gradient is not.")
-        return
+        return None if torch.allclose(gradient, wanted, atol=1e-5) else "Not yet: the value is right, its gradient is not."
     confused = {
         "its sign: an optimizer makes it smaller": -right,
         "max for min: of the two objectives the smaller one counts": course(broken("max instead of min")),
         "KL's direction: it is exp(d) - d - 1 with d = ref - policy": course(broken("KL with its direction reversed")),
         "KL's sign: distance costs, so it is added to the loss": course(broken("KL subtracted")),
         "KL: it is missing": course(beta=0.0),
+        "KL: is the - 1 missing? It is 0 where policy and reference agree": right + settings["beta"],
         "KL times the ratio: here it is plain k3": course(use_bias_correction_kl=True),
         "the clip: it is missing": course(epsilon=math.inf),
+        "epsilon: it is an argument, not always 0.2": course(epsilon=0.2),
+        "beta: it is an argument, not always 0.5": course(beta=0.5),
         "ratio: it is to the old policy, not to the reference": course(old=ref),
         "ratio: is it 1 everywhere?": course(old=None),
         "padding: the mask is missing": course(broken("padding not masked")),
-        "the mean: over each completion's own tokens, then over the completions; yours is over all tokens at once": course(loss_type="bnpo"),
+        "the mean: it is over each completion's own tokens, then over the completions; yours is over all tokens at once": course(loss_type="bnpo"),
+        "the mean: it is over each completion's own tokens; yours divides by those of the padding, too": course(loss_type="dr_grpo", max_completion_length=mask.shape[1]),
         "the mean: it runs over the wrong axis": course(broken("mean over the wrong axis")),
     }
-    named = [name for name, value in confused.items() if torch.isclose(given, value, atol=1e-6)]
-    print(f"Not yet: {given.item():.4f}, but it should be {right.item():.4f}." + "".join(f" Check {name}." for name in named))
+    named = [name for name, value in confused.items() if math.isclose(given.item(), value.item(), abs_tol=1e-5)]
+    return f"Not yet: {given.item():.4f}, but it should be {right.item():.4f}." + "".join(f" Check {name}." for name in named)

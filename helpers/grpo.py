@@ -68,7 +68,7 @@ def group_advantages(rewards, num_generations, scale_rewards="group", reward_wei
     if multi_objective_aggregation not in ("sum_then_normalize", "normalize_then_sum"):
         raise ValueError(f"multi_objective_aggregation is {multi_objective_aggregation!r}; it must be 'sum_then_normalize' or 'normalize_then_sum'.")
     rewards = rewards[:, None] if rewards.ndim == 1 else rewards  # (B, K)
-    weights = torch.ones(rewards.shape[1]) if reward_weights is None else torch.as_tensor(reward_weights, dtype=rewards.dtype)  # (K,)
+    weights = rewards.new_ones(rewards.shape[1]) if reward_weights is None else torch.as_tensor(reward_weights).to(rewards)  # (K,)
     if len(weights) != rewards.shape[1]:
         raise ValueError(f"{len(weights)} reward_weights for {rewards.shape[1]} reward functions; give one for each.")
     unscorable = rewards.isnan().all(1)  # (B,)
@@ -193,6 +193,7 @@ def grpo_loss(
     top_entropy_quantile=1.0,
     entropy_coef=0.0,
     off_policy_mask_threshold=None,
+    importance_sampling_ratio=None,
     sapo_temperature_pos=1.0,
     sapo_temperature_neg=1.05,
     vespo_k_pos=2.0,
@@ -209,11 +210,15 @@ def grpo_loss(
 
     Options have the names and defaults of `GRPOConfig`; `aggregate` explains those of averaging, `group_advantages`
     holds scale_rewards, `make_completion_mask` mask_truncated_completions. epsilon, epsilon_high: the ratio is clipped to
-    [1 - epsilon, 1 + epsilon_high] (for "cispo", to at most epsilon_high); delta: and to at most delta where the advantage
-    is negative. top_entropy_quantile: only this share of the tokens, the most undecided, has a policy loss.
-    off_policy_mask_threshold: bad completions that have become unlikelier than this, in nats per token, have none.
+    [1 - epsilon, 1 + epsilon_high] (for "cispo", to at most epsilon_high). delta, above 1 + epsilon_high: what the clip
+    leaves alone is at most this. top_entropy_quantile: only this share of the tokens, the most undecided, has a policy
+    loss. off_policy_mask_threshold: bad completions that have become unlikelier than this, in nats per token, have none.
+    importance_sampling_ratio: (B, C) or (B, 1), of the old policy to an engine of its own that sampled (vLLM).
 
-    Follows DeepSeekMath (Shao et al. 2024, equation 3) and the papers that notebook 05 names for each loss_type.
+    Follows DeepSeekMath (Shao et al. 2024, equation 3) and the papers that notebook 05 names for each loss_type and option.
+    In evaluation TRL takes 1 for gradient_accumulation_steps and steps_per_generation. Not here: several processes, tools
+    (put their tokens out of completion_mask), the router's loss of mixtures of experts, and the controller that changes
+    entropy_coef between updates.
     Raises ValueError for shapes that do not fit, for an unknown option, and where something needed is None.
     """
     _check(per_token_logps, old_per_token_logps, ref_per_token_logps, advantages, completion_mask, loss_type, beta, entropies, top_entropy_quantile, entropy_coef)
@@ -248,7 +253,7 @@ def grpo_loss(
         per_token_loss = -torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature * advantages
     else:
         k, lam = (torch.where(advantages >= 0, *pair) for pair in ((vespo_k_pos, vespo_k_neg), (vespo_lambda_pos, vespo_lambda_neg)))
-        phi = _vespo_weight(log_ratio.detach(), mask, k, lam)  # (B, 1)
+        phi = _vespo_weight(log_ratio.detach(), mask, k, lam.clamp(min=1e-4), importance_sampling_ratio)  # (B, 1)
         per_token_loss = -phi * advantages * per_token_logps
         metrics["vespo/phi_seq_mean"] = _mean(phi, mask)
 
@@ -259,6 +264,8 @@ def grpo_loss(
     if top_entropy_quantile < 1.0:
         acting = mask * (entropies >= entropies[mask.bool()].float().quantile(1 - top_entropy_quantile)) if mask.any() else mask
         per_token_loss = per_token_loss * acting
+    if importance_sampling_ratio is not None and loss_type != "vespo":
+        per_token_loss = per_token_loss * importance_sampling_ratio
     if beta != 0.0:
         per_token_loss = per_token_loss + beta * per_token_kl
 
@@ -299,7 +306,11 @@ def _by_completion(hit, mask):
     return share[~share.isnan()] if (~share.isnan()).any() else share
 
 
-def _vespo_weight(log_ratio, mask, k, lam):
+def _vespo_weight(log_ratio, mask, k, lam, importance_sampling_ratio):
     """w^k * exp(lam * (1 - w)), w the ratio of the whole completion, a product over its tokens: (B, 1). 1 for w = 1 (VESPO, arXiv 2602.10693, as in TRL)."""
-    log_w = (log_ratio.clamp(-20, 20) * mask).sum(1, keepdim=True).clamp(math.log(1e-8), 20)  # (B, 1)
+    lowest = math.log(1e-8)
+    log_w = (log_ratio.clamp(-20, 20) * mask).sum(1, keepdim=True)  # (B, 1)
+    if importance_sampling_ratio is not None:
+        log_w = log_w + importance_sampling_ratio.log().clamp(lowest, 20).sum(1, keepdim=True)
+    log_w = log_w.clamp(lowest, 20)
     return (lam + k * log_w - lam * log_w.exp()).exp().nan_to_num(0.0, 0.0, 0.0)

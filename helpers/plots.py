@@ -3,6 +3,7 @@
 import html
 import os
 import tempfile
+from functools import wraps
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -170,11 +171,12 @@ def microscope(tokens, rows, centres=None, per_line=20):
 def slider(draw, **values):
     """Sliders that call `draw` anew, which returns a figure; nothing where nobody can move them (pytest, `make run`).
 
-    values: name -> what `ipywidgets.interact` takes, e.g. (lowest, highest, step).
+    values: name of an argument of `draw` -> (lowest, highest, step); it starts at the argument's default.
     """
     if {"PYTEST_VERSION", "COURSE_UNATTENDED"} & os.environ.keys():
         return
 
+    @wraps(draw)
     def redraw(**chosen):
         figure = draw(**chosen)
         display(figure)

@@ -1,12 +1,14 @@
 """The notebooks as files: how they were run, how big their cells are, what their outputs must not show."""
 
 import ast
+import inspect
 import re
 import statistics
 
 import nbformat
 import pytest
 
+from helpers import solutions
 from helpers.course import ROOT
 from helpers.notebooks import KERNEL, clean
 
@@ -92,3 +94,12 @@ def test_the_readme_lists_every_notebook():
         assert f"(notebooks/{path.name})" in readme
     for target in re.findall(r"\]\(([^)#]+)\)", readme):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_solutions_are_those_that_are_tested(notebook):
+    """What stands in a fold below an exercise is a function of helpers/solutions.py, word for word."""
+    for cell in notebook.cells:
+        for shown in re.findall(r"<summary>A solution</summary>\s+```python\n(.*?)```", cell.source, re.DOTALL):
+            name = re.match(r"def (\w+)", shown)[1]
+            assert shown == inspect.getsource(getattr(solutions, name))
+        assert "<details>" not in cell.source or "```python" in cell.source
