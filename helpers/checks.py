@@ -120,7 +120,7 @@ def loss(function):
 def _verdict(function, logps, old, ref, advantages, mask, settings):
     """What is to be said against `function` on one batch; None if nothing."""
 
-    def course(module=grpo, old=old, **changed):
+    def course(module=grpo, old=old, mask=mask, **changed):
         options = dict(loss_type="grpo", use_bias_correction_kl=False) | settings | changed
         return module.grpo_loss(logps, old, ref, advantages, mask, **options)[0]
 
@@ -139,23 +139,47 @@ def _verdict(function, logps, old, ref, advantages, mask, settings):
     if math.isclose(given.item(), right.item(), abs_tol=1e-5):
         gradient, wanted = (torch.autograd.grad(value, logps, retain_graph=True)[0] for value in (given, right))
         return None if torch.allclose(gradient, wanted, atol=1e-5) else "Not yet: the value is right, its gradient is not."
+    policy_part, kl_part = course(beta=0.0), right - course(beta=0.0)
+    plain_mean = dict(loss_type="dr_grpo", max_completion_length=mask.shape[1])
+
+    def other_kl(estimator):
+        return policy_part + settings["beta"] * grpo.aggregate(grpo.kl_estimate(logps, ref, estimator), mask, "grpo")
+
+    clipped = (logps - old).exp().clamp(1 - settings["epsilon"], 1 + settings["epsilon"]) * advantages[:, None]
     confused = {
         "its sign: an optimizer makes it smaller": -right,
+        "the sign of the objective: a loss is minus what shall grow": kl_part - policy_part,
         "max for min: of the two objectives the smaller one counts": course(broken("max instead of min")),
-        "KL's direction: it is exp(d) - d - 1 with d = ref - policy": course(broken("KL with its direction reversed")),
-        "KL's sign: distance costs, so it is added to the loss": course(broken("KL subtracted")),
-        "KL: it is missing": course(beta=0.0),
-        "KL: is the - 1 missing? It is 0 where policy and reference agree": right + settings["beta"],
-        "KL times the ratio: here it is plain k3": course(use_bias_correction_kl=True),
+        "min: the clipped objective counts only where it is the smaller one": kl_part + grpo.aggregate(-clipped, mask, "grpo"),
         "the clip: it is missing": course(epsilon=math.inf),
+        "KL's direction: it is exp(d) - d - 1 with d = ref - policy": course(broken("KL with its direction reversed")),
+        "KL's sign: distance costs, so it is added to the loss": policy_part - kl_part,
+        "KL: it is missing": policy_part,
+        "KL: is the - 1 missing? It is 0 where policy and reference agree": right + settings["beta"],
+        "KL: k3 is wanted, this is k1": other_kl("k1"),
+        "KL: k3 is wanted, this is k2": other_kl("k2"),
+        "KL times the ratio: here it is plain k3": course(use_bias_correction_kl=True),
         "epsilon: it is an argument, not always 0.2": course(epsilon=0.2),
         "beta: it is an argument, not always 0.5": course(beta=0.5),
         "ratio: it is to the old policy, not to the reference": course(old=ref),
+        "ratio: it is the new policy over the old one": course(old=2 * logps.detach() - old),
         "ratio: is it 1 everywhere?": course(old=None),
-        "padding: the mask is missing": course(broken("padding not masked")),
+        "padding: the mask is missing": course(mask=torch.ones_like(mask)),
+        "padding: it is in the sums": course(broken("padding not masked")),
         "the mean: it is over each completion's own tokens, then over the completions; yours is over all tokens at once": course(loss_type="bnpo"),
-        "the mean: it is over each completion's own tokens; yours divides by those of the padding, too": course(loss_type="dr_grpo", max_completion_length=mask.shape[1]),
+        "the mean: it is over each completion's own tokens; yours divides by the padding, too": course(**plain_mean),
+        "the mean: over the completions it is a mean, not a sum": right * len(logps),
         "the mean: it runs over the wrong axis": course(broken("mean over the wrong axis")),
     }
-    named = [name for name, value in confused.items() if math.isclose(given.item(), value.item(), abs_tol=1e-5)]
-    return f"Not yet: {given.item():.4f}, but it should be {right.item():.4f}." + "".join(f" Check {name}." for name in named)
+    hints = [f"Check {name}." for name, value in confused.items() if math.isclose(given.item(), value.item(), abs_tol=1e-5)]
+    if not hints:  # more than one thing, or something else: which part is right by itself?
+        parts = {
+            "With beta = 0 it is right, so look at the KL term.": (advantages, mask, settings | dict(beta=0.0)),
+            "With all advantages 0 it is right, so look at ratio, clip and min.": (torch.zeros_like(advantages), mask, settings),
+            "Without padding it is right, so look at the mask and the mean.": (advantages, torch.ones_like(mask), settings),
+        }
+        for hint, (a, m, options) in parts.items():
+            wanted = grpo.grpo_loss(logps, old, ref, a, m, loss_type="grpo", use_bias_correction_kl=False, **options)[0]
+            if math.isclose(function(logps, old, ref, a, m, **options).item(), wanted.item(), abs_tol=1e-5):
+                hints.append(hint)
+    return " ".join([f"Not yet: {given.item():.4f}, but it should be {right.item():.4f}.", *hints])

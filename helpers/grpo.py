@@ -227,53 +227,95 @@ def grpo_loss(
     epsilon_high = epsilon if epsilon_high is None else epsilon_high
     if old_per_token_logps is None:
         old_per_token_logps = per_token_logps.detach()
+
+    # Step 4 of notebook 05, the ratio. (Steps 1 and 2 came before.)
     log_ratio = per_token_logps - old_per_token_logps  # (B, C)
     ratio = importance_ratio(log_ratio, mask, importance_sampling_level)  # (B, C) or (B, 1)
-    metrics = {} if entropies is None else {"entropy": _mean(entropies, mask)}
 
-    if beta != 0.0:
-        per_token_kl = kl_estimate(per_token_logps, ref_per_token_logps)
-        if use_bias_correction_kl:
-            per_token_kl = per_token_kl * ratio
-        metrics["kl"] = _mean(per_token_kl, mask)
-
+    # Step 5: the clipped objective, or what a loss_type has in its place.
     if loss_type in CLIPPED:
-        clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
-        if delta is not None:
-            ratio = ratio.clamp(max=delta)
-        per_token_loss = -torch.min(ratio * advantages, clipped * advantages)
-        low, high = (ratio < 1 - epsilon) & (advantages < 0), (ratio > 1 + epsilon_high) & (advantages > 0)
-        metrics |= {f"clip_ratio/{name}_mean": _mean(share.float(), mask) for name, share in (("low", low), ("high", high), ("region", low | high))}
-        metrics |= {"clip_ratio/low_min": _by_completion(low, mask).min().item(), "clip_ratio/high_max": _by_completion(high, mask).max().item()}
+        per_token_loss, metrics = _clipped(ratio, advantages, mask, epsilon, epsilon_high, delta)
     elif loss_type == "cispo":
-        per_token_loss = -ratio.clamp(max=epsilon_high).detach() * advantages * per_token_logps
-        metrics["cispo_clip_ratio"] = _mean(((ratio > epsilon_high) & (advantages > 0)).float(), mask)
+        per_token_loss, metrics = _cispo(ratio, advantages, mask, per_token_logps, epsilon_high)
     elif loss_type == "sapo":
-        temperature = torch.where(advantages > 0, sapo_temperature_pos, sapo_temperature_neg)
-        per_token_loss = -torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature * advantages
+        per_token_loss, metrics = _sapo(ratio, advantages, sapo_temperature_pos, sapo_temperature_neg)
     else:
-        k, lam = (torch.where(advantages >= 0, *pair) for pair in ((vespo_k_pos, vespo_k_neg), (vespo_lambda_pos, vespo_lambda_neg)))
-        phi = _vespo_weight(log_ratio.detach(), mask, k, lam.clamp(min=1e-4), importance_sampling_ratio)  # (B, 1)
-        per_token_loss = -phi * advantages * per_token_logps
-        metrics["vespo/phi_seq_mean"] = _mean(phi, mask)
+        shape = (vespo_k_pos, vespo_lambda_pos, vespo_k_neg, vespo_lambda_neg)
+        per_token_loss, metrics = _vespo(log_ratio, advantages, mask, per_token_logps, shape, importance_sampling_ratio)
 
+    # Options that silence or weigh tokens.
     acting = mask  # the tokens that have a policy loss
     if off_policy_mask_threshold is not None:
         drift = -(log_ratio.detach() * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)  # (B, 1)
         per_token_loss = per_token_loss * ((advantages >= 0) | (drift <= off_policy_mask_threshold))
-    if top_entropy_quantile < 1.0:
-        acting = mask * (entropies >= entropies[mask.bool()].float().quantile(1 - top_entropy_quantile)) if mask.any() else mask
+    if top_entropy_quantile < 1.0 and mask.any():
+        acting = mask * (entropies >= entropies[mask.bool()].float().quantile(1 - top_entropy_quantile))
         per_token_loss = per_token_loss * acting
     if importance_sampling_ratio is not None and loss_type != "vespo":
         per_token_loss = per_token_loss * importance_sampling_ratio
-    if beta != 0.0:
-        per_token_loss = per_token_loss + beta * per_token_kl
 
+    # Step 3: the KL divergence.
+    if beta != 0.0:
+        per_token_kl = kl_estimate(per_token_logps, ref_per_token_logps)
+        if use_bias_correction_kl:
+            per_token_kl = per_token_kl * ratio
+        per_token_loss = per_token_loss + beta * per_token_kl
+        metrics["kl"] = _mean(per_token_kl, mask)
+
+    # Step 6: one number.
     averaging = dict(num_items_in_batch=num_items_in_batch, gradient_accumulation_steps=gradient_accumulation_steps, steps_per_generation=steps_per_generation)
     loss = aggregate(per_token_loss, mask, loss_type, max_completion_length=max_completion_length, **averaging)
-    if entropy_coef:
-        loss = loss - entropy_coef * (entropies * acting).sum() / acting.sum().clamp(min=1) / gradient_accumulation_steps
+    if entropies is not None:
+        metrics["entropy"] = _mean(entropies, mask)
+        if entropy_coef:
+            loss = loss - entropy_coef * (entropies * acting).sum() / acting.sum().clamp(min=1) / gradient_accumulation_steps
     return loss, metrics
+
+
+def _clipped(ratio, advantages, mask, epsilon, epsilon_high, delta):
+    """PPO's clipped objective and step 7, its metrics: `(per_token_loss, metrics)`."""
+    clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
+    if delta is not None:
+        ratio = ratio.clamp(max=delta)
+    per_token_loss = -torch.min(ratio * advantages, clipped * advantages)
+    low = (ratio < 1 - epsilon) & (advantages < 0)
+    high = (ratio > 1 + epsilon_high) & (advantages > 0)
+    return per_token_loss, {
+        "clip_ratio/low_mean": _mean(low.float(), mask),
+        "clip_ratio/high_mean": _mean(high.float(), mask),
+        "clip_ratio/region_mean": _mean((low | high).float(), mask),
+        "clip_ratio/low_min": _by_completion(low, mask).min().item(),
+        "clip_ratio/high_max": _by_completion(high, mask).max().item(),
+    }
+
+
+def _cispo(ratio, advantages, mask, per_token_logps, epsilon_high):
+    """The log-probability, weighted with the capped ratio as a constant (MiniMax-M1, arXiv 2506.13585)."""
+    per_token_loss = -ratio.clamp(max=epsilon_high).detach() * advantages * per_token_logps
+    return per_token_loss, {"cispo_clip_ratio": _mean(((ratio > epsilon_high) & (advantages > 0)).float(), mask)}
+
+
+def _sapo(ratio, advantages, temperature_pos, temperature_neg):
+    """A sigmoid in place of the clip, with slope 1 at ratio 1 (SAPO, arXiv 2511.20347)."""
+    temperature = torch.where(advantages > 0, temperature_pos, temperature_neg)
+    return -torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature * advantages, {}
+
+
+def _vespo(log_ratio, advantages, mask, per_token_logps, shape, importance_sampling_ratio):
+    """The log-probability, weighted with w^k * exp(lambda * (1 - w)) as a constant (VESPO, arXiv 2602.10693).
+
+    w is the ratio of the whole completion, a product over its tokens; the weight is 1 for w = 1. Bounds as in TRL.
+    """
+    k_pos, lambda_pos, k_neg, lambda_neg = shape
+    k = torch.where(advantages >= 0, k_pos, k_neg)
+    lam = torch.where(advantages >= 0, lambda_pos, lambda_neg).clamp(min=1e-4)
+    lowest = math.log(1e-8)
+    log_w = (log_ratio.detach().clamp(-20, 20) * mask).sum(1, keepdim=True)  # (B, 1)
+    if importance_sampling_ratio is not None:
+        log_w = log_w + importance_sampling_ratio.log().clamp(lowest, 20).sum(1, keepdim=True)
+    log_w = log_w.clamp(lowest, 20)
+    phi = (lam + k * log_w - lam * log_w.exp()).exp().nan_to_num(0.0, 0.0, 0.0)  # (B, 1)
+    return -phi * advantages * per_token_logps, {"vespo/phi_seq_mean": _mean(phi, mask)}
 
 
 def _check(per_token_logps, old_per_token_logps, ref_per_token_logps, advantages, completion_mask, loss_type, beta, entropies, top_entropy_quantile, entropy_coef):
@@ -304,13 +346,3 @@ def _by_completion(hit, mask):
     """The share of tokens for which `hit` is true, for each completion that has any: up to (B,). NaN alone if none has."""
     share = hit[:, 0].float() if hit.shape[1] == 1 else (hit * mask).sum(1) / mask.sum(1)
     return share[~share.isnan()] if (~share.isnan()).any() else share
-
-
-def _vespo_weight(log_ratio, mask, k, lam, importance_sampling_ratio):
-    """w^k * exp(lam * (1 - w)), w the ratio of the whole completion, a product over its tokens: (B, 1). 1 for w = 1 (VESPO, arXiv 2602.10693, as in TRL)."""
-    lowest = math.log(1e-8)
-    log_w = (log_ratio.clamp(-20, 20) * mask).sum(1, keepdim=True)  # (B, 1)
-    if importance_sampling_ratio is not None:
-        log_w = log_w + importance_sampling_ratio.log().clamp(lowest, 20).sum(1, keepdim=True)
-    log_w = log_w.clamp(lowest, 20)
-    return (lam + k * log_w - lam * log_w.exp()).exp().nan_to_num(0.0, 0.0, 0.0)

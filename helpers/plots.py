@@ -139,11 +139,12 @@ def token_map(tokens, by_model, label="probability"):
     return figure
 
 
-def microscope(tokens, rows, centres=None, per_line=20):
+def microscope(tokens, rows, centres=None, framed=(), per_line=20):
     """The tokens of one completion, line by line, and below each a number for each row, coloured by its distance from the row's centre; returns the figure.
 
     tokens: the tokens as text. rows: label -> one value a token. centres: label -> the value without colour, by default
-    0; rows of one centre given here share their scale. per_line: at most so many tokens in a line.
+    0; rows of one centre given here share their scale. framed: places of tokens with a frame around their numbers.
+    per_line: at most so many tokens in a line.
     """
     lines = -(-len(tokens) // per_line)
     per_line = -(-len(tokens) // lines)
@@ -159,6 +160,8 @@ def microscope(tokens, rows, centres=None, per_line=20):
             for column, at in enumerate(own):
                 text = f"{float(rows[label][at]):.2f}".replace("0.", ".", 1).replace("-.00", ".00")
                 axis.text(column, place, text, ha="center", va="center", fontsize=8, color="white" if abs(colour[column]) > 0.75 else "black")
+        for column in (at - own.start for at in framed if at in own):
+            axis.add_patch(plt.Rectangle((column - 0.47, -0.47), 0.94, len(rows) - 0.06, fill=False, linewidth=2))
         axis.set(xlim=(-0.5, per_line - 0.5), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=rows, xticks=range(len(own)))
         axis.set_xticklabels([repr(tokens[at])[1:-1].replace(" ", "␣") for at in own], fontsize=9)
         axis.xaxis.tick_top()

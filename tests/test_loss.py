@@ -390,7 +390,6 @@ def test_the_solution_passes(capsys):
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
-        (("-torch.min", "torch.min"), "Not yet"),
         (("torch.min", "torch.max"), "max for min"),
         (("d = ref_per_token_logps - per_token_logps", "d = per_token_logps - ref_per_token_logps"), "KL's direction"),
         (("+ beta", "- beta"), "KL's sign"),
@@ -398,7 +397,7 @@ def test_the_solution_passes(capsys):
         (("per_token_logps - old_per_token_logps", "per_token_logps - ref_per_token_logps"), "not to the reference"),
         (("per_token_logps - old_per_token_logps", "per_token_logps - per_token_logps"), "ratio: is it 1"),
         (("ratio.clamp(1 - epsilon, 1 + epsilon)", "ratio"), "the clip: it is missing"),
-        (("per_token_loss * completion_mask", "per_token_loss"), "the mask is missing"),
+        (("per_token_loss * completion_mask", "per_token_loss"), "in the sums"),
         (("(total.sum(1) / completion_mask.sum(1)).mean()", "total.sum() / completion_mask.sum()"), "all tokens at once"),
         (("(total.sum(1) / completion_mask.sum(1)).mean()", "(total.sum(0) / completion_mask.sum(0)).mean()"), "wrong axis"),
         (("(total.sum(1) / completion_mask.sum(1)).mean()", "-(total.sum(1) / completion_mask.sum(1)).mean()"), "its sign"),
@@ -410,6 +409,16 @@ def test_the_solution_passes(capsys):
         (("beta * (", "0.5 * ("), "not always 0.5"),
         (("ratio * advantages[:, None]", "ratio * advantages"), "(B, 1)"),
         (("(total.sum(1) / completion_mask.sum(1)).mean()", "total.mean()"), "the padding, too"),
+        (("-torch.min(unclipped, clipped)", "torch.min(unclipped, clipped)"), "the sign of the objective"),
+        (("torch.min(unclipped, clipped)", "clipped"), "only where it is the smaller one"),
+        (("(d.exp() - d - 1)", "-d"), "this is k1"),
+        (("(d.exp() - d - 1)", "d.square() / 2"), "this is k2"),
+        (("per_token_logps - old_per_token_logps", "old_per_token_logps - per_token_logps"), "the new policy over the old one"),
+        (("(total.sum(1) / completion_mask.sum(1)).mean()", "per_token_loss.mean()"), "the mask is missing"),
+        (("(total.sum(1) / completion_mask.sum(1)).mean()", "(total.sum(1) / completion_mask.sum(1)).sum()"), "not a sum"),
+        (("(d.exp() - d - 1)", "d.abs()"), "look at the KL term"),
+        (("torch.exp(per_token_logps - old_per_token_logps)", "1 + per_token_logps - old_per_token_logps"), "look at ratio, clip and min"),
+        (("total.sum(1) / completion_mask.sum(1)", "total.sum(1) / (completion_mask.sum(1) ** 2 / 6)"), "look at the mask"),
         (("ratio = ", "raise NotImplementedError\n    ratio = "), "Not attempted yet"),
     ],
 )
