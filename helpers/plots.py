@@ -151,7 +151,7 @@ def microscope(tokens, rows, centres=None, framed=(), per_line=20):
     centres = centres or {}
     away = {label: np.asarray(row, dtype=float) - centres.get(label, 0.0) for label, row in rows.items()}
     scale = {label: max(np.abs(away[other]).max() for other in rows if other == label or (label in centres and centres.get(other) == centres[label])) for label in rows}
-    figure, axes = plt.subplots(lines, 1, figsize=(13, lines * (0.3 * len(rows) + 0.6)), squeeze=False)
+    figure, axes = plt.subplots(lines, 1, figsize=(13, lines * (0.3 * len(rows) + 0.6)), dpi=72, squeeze=False)
     for line, axis in enumerate(axes[:, 0]):
         own = range(line * per_line, min((line + 1) * per_line, len(tokens)))
         for place, label in enumerate(rows):
