@@ -239,6 +239,18 @@ def test_evaluation_equals_trl(batch, tmp_path, loss_type):
     assert checks.of_course(trainer, batch).loss == pytest.approx(theirs, rel=TOLERANCE, abs=1e-6)
 
 
+@pytest.mark.parametrize("log_ratios", [[-30.0, 25.0, 0.0], [30.0, -22.0, 0.5], [-9.0, -9.5, -1.0], [15.0, 7.0, 0.0], [5.0, 4.0, 1.0], [0.2, -0.1, 0.3]])
+@pytest.mark.parametrize("advantage", [1.5, -0.5])
+@pytest.mark.parametrize("k_and_lambda", [(2.0, 3.0), (0.1, 0.1), (10.0, 0.0)])
+def test_the_weight_of_vespo_equals_trl(log_ratios, advantage, k_and_lambda):
+    """Also where single tokens, and whole completions, run into TRL's bounds."""
+    log_ratio, advantages, mask = torch.tensor([log_ratios]), torch.tensor([[advantage]]), torch.ones(1, 3)
+    theirs = GRPOTrainer.get_gamma_weights(advantages, log_ratio, mask, None, *k_and_lambda, *k_and_lambda).item()
+    options = dict(zip(("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), 2 * k_and_lambda, strict=True))
+    ours = grpo_loss(log_ratio, torch.zeros(1, 3), None, advantages[0], mask, loss_type="vespo", **options)[1]["vespo/phi_seq_mean"]
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
 def test_an_empty_batch_with_entropies_equals_trl(batch, tmp_path):
     trainer = make_trainer(tmp_path, top_entropy_quantile=0.5, entropy_coef=0.3)
     assert_equal(trainer, damaged(batch, "all masked"))
