@@ -268,7 +268,8 @@ def test_the_off_policy_mask_by_hand():
 
 def test_advantages_stay_on_their_device():
     """`meta` stands for any device that is not the default."""
-    assert group_advantages(torch.zeros(8, 2, device="meta"), 4, reward_weights=[1, 2]).device.type == "meta"
+    for reward_weights in (None, [1, 2]):
+        assert group_advantages(torch.zeros(8, 2, device="meta"), 4, reward_weights=reward_weights).device.type == "meta"
 
 
 @pytest.mark.parametrize("name", checks.BREAKS)

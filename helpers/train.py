@@ -1,0 +1,110 @@
+"""`python -m helpers.train`: the run of notebook 04 outside of a notebook, so that a terminal, a queue or `accelerate launch` can start it.
+
+python -m helpers.train                                        100 steps, rewarded for 200 characters
+python -m helpers.train --reward len coverage --beta 0.1       two rewards, a leash, and any other field of TRL's GRPOConfig
+python -m helpers.train --resume                               goes on from the last checkpoint
+COURSE_PROFILE=gpu python -m helpers.train --lora 16           Qwen2-0.5B-Instruct and trl-lib/tldr, with LoRA
+accelerate launch --num_processes 2 -m helpers.train           two processes
+"""
+
+import argparse
+from pathlib import Path
+
+from helpers import course
+
+# The settings of notebook 04, which explains each; `learning_rate`, `output_dir` and the hardware's are added in `main`.
+SETTINGS = dict(
+    temperature=0.8,
+    epsilon=0.2,
+    logging_steps=10,
+    save_steps=25,
+    num_generations=8,
+    per_device_train_batch_size=8,
+    num_train_epochs=3,
+    max_steps=100,
+    max_completion_length=300,
+    save_total_limit=9,
+    disable_tqdm=True,
+    report_to=[],
+    seed=0,
+)
+REWARDS = ("len", "coverage", "format", "toxicity", "rouge", "fluency")  # `reward_…` of helpers/rewards.py
+
+
+def make_trainer(model, reward, rows, config, lora=0):
+    """A `GRPOTrainer`. model: a folder or Hub id; reward: names out of `REWARDS`; lora: the rank of LoRA's matrices, 0 to train all weights."""
+    from trl import GRPOTrainer
+
+    from helpers import rewards
+
+    if "rouge" in reward:  # TRL does not pass the column `completion` on to rewards
+        rows = rows.rename_column("completion", "reference")
+    peft_config = None
+    if lora:
+        from peft import LoraConfig
+
+        peft_config = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM")
+    return GRPOTrainer(model, [getattr(rewards, f"reward_{name}") for name in reward], config, train_dataset=rows, peft_config=peft_config)
+
+
+def find_checkpoint(output_dir, resume, model):
+    """The checkpoint that `--resume` means: "last", the newest of `output_dir`, or a folder. Raises FileNotFoundError without one, ValueError for another model's."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from helpers.models import check_checkpoint
+
+    folder = resume if resume != "last" else Path(output_dir).is_dir() and get_last_checkpoint(str(output_dir))
+    if not folder:
+        raise FileNotFoundError(f"there is no checkpoint in {output_dir} to resume from; leave --resume out to start anew, or name the folder: --resume path/to/checkpoint-50.")
+    adapter = (Path(folder) / "adapter_model.safetensors").is_file()  # LoRA's checkpoints hold its matrices only
+    return str(folder) if adapter else str(check_checkpoint(folder, model))
+
+
+def parse(arguments=None):
+    """Our options, and a function that makes a `GRPOConfig` from all others. A wrong one ends the program with a message."""
+    models = course.profile().models
+    parser = argparse.ArgumentParser(prog="python -m helpers.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.epilog = "Every field of TRL's GRPOConfig is an option, too: --learning_rate 1e-5 --max_steps 225 --loss_type grpo …"
+    parser.add_argument(
+        "--reward", nargs="+", default=["len"], choices=REWARDS, metavar="NAME", help=f"one or more of {', '.join(REWARDS)}; their weights: --reward_weights (default: len)"
+    )
+    parser.add_argument("--model", default="sft", help=f"{', '.join(models)}, a folder or a Hub id (default: sft)")
+    parser.add_argument("--data", default="train[:75]", help="a split or a slice of one (default: train[:75])")
+    parser.add_argument("--data_path", metavar="FILE", help="JSON Lines with prompt and completion, in place of the profile's data")
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train LoRA matrices of this rank, not all weights")
+    parser.add_argument("--resume", nargs="?", const="last", metavar="FOLDER", help="go on from this checkpoint, or from the last one in --output_dir")
+    options, others = parser.parse_known_args(arguments)
+
+    def make_config():
+        from transformers import HfArgumentParser
+        from trl import GRPOConfig
+
+        profile = course.profile()
+        configs = HfArgumentParser(GRPOConfig, prog=parser.prog, allow_abbrev=False)
+        configs.set_defaults(**SETTINGS, learning_rate=profile.learning_rate, output_dir=str(course.RUNS / "train"), **profile.hardware)
+        try:
+            return configs.parse_args_into_dataclasses(others)[0]
+        except ValueError as error:  # an unknown option, or values that do not go together
+            parser.error(str(error))
+
+    return options, make_config
+
+
+def main(arguments=None):
+    options, make_config = parse(arguments)
+    profile = course.start(seed=0)
+    config = make_config()
+    from helpers.tldr import load_tldr, summarize
+
+    rows = load_tldr(options.data, path=options.data_path).map(summarize)
+    trainer = make_trainer(profile.models.get(options.model, options.model), options.reward, rows, config, options.lora)
+    checkpoint = find_checkpoint(config.output_dir, options.resume, trainer.model) if options.resume else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    final = Path(config.output_dir) / "final"
+    trainer.save_model(str(final))
+    if trainer.is_world_process_zero():
+        print(f"{trainer.state.global_step} steps. The model is in {final}.")
+
+
+if __name__ == "__main__":
+    main()
