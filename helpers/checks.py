@@ -84,7 +84,7 @@ BREAKS = {
     "KL subtracted": ("per_token_loss + beta * per_token_kl", "per_token_loss - beta * per_token_kl"),
     "padding not masked": ("total = per_token_loss * completion_mask", "total = per_token_loss"),
     "mean over the wrong axis": ("(total.sum(1) / lengths).mean()", "(total.sum(0) / completion_mask.sum(0).clamp(min=1)).mean()"),
-    "divided by this call's tokens, not the generation's": ("max(1, int(num_items_in_batch))", "completion_mask.sum().clamp(min=1)"),
+    "divided by this call's tokens": ("max(1, int(num_items_in_batch))", "completion_mask.sum().clamp(min=1)"),
 }
 
 

@@ -283,7 +283,7 @@ def test_every_break_is_seen(batch, grid, tmp_path, name):
         theirs = trl_advantages(tmp_path, rewards)
         torch.testing.assert_close(group_advantages(rewards, 4), theirs, atol=TOLERANCE, rtol=TOLERANCE)
         assert (module.group_advantages(rewards, 4) - theirs).abs().max() > 0.01
-    elif name == "divided by this call's tokens, not the generation's":
+    elif name == "divided by this call's tokens":
         trainer = make_trainer(tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=G, beta=0.1)
         part = batches_of(trainer)[0]
         part["completion_mask"][0, 3:] = 0
