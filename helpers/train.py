@@ -31,11 +31,17 @@ SETTINGS = dict(
 REWARDS = ("len", "coverage", "format", "toxicity", "rouge", "fluency")  # `reward_…` of helpers/rewards.py
 
 
-def make_trainer(model, reward, rows, config, lora=0):
-    """A `GRPOTrainer`. model: a folder or Hub id; reward: names out of `REWARDS`; lora: the rank of LoRA's matrices, 0 to train all weights."""
+def make_trainer(model, reward, rows, config, lora=0, fast=False):
+    """A `GRPOTrainer`. model: a folder or Hub id; reward: names out of `REWARDS`; lora: the rank of LoRA's matrices, 0 to train all weights.
+
+    fast: sample with `helpers.rollout`. Raises ValueError for fast with lora: it reads the weights without LoRA's.
+    """
+    if lora and fast:
+        raise ValueError("--fast reads a model's weights as they are and would sample without LoRA's matrices; leave out --fast or --lora.")
     from trl import GRPOTrainer
 
     from helpers import rewards
+    from helpers.rollout import fast_rollout
 
     if "rouge" in reward:  # TRL does not pass the column `completion` on to rewards
         rows = rows.rename_column("completion", "reference")
@@ -44,7 +50,8 @@ def make_trainer(model, reward, rows, config, lora=0):
         from peft import LoraConfig
 
         peft_config = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM")
-    return GRPOTrainer(model, [getattr(rewards, f"reward_{name}") for name in reward], config, train_dataset=rows, peft_config=peft_config)
+    functions = [getattr(rewards, f"reward_{name}") for name in reward]
+    return GRPOTrainer(model, functions, config, train_dataset=rows, peft_config=peft_config, rollout_func=fast_rollout if fast else None)
 
 
 def find_checkpoint(output_dir, resume, model):
@@ -72,6 +79,7 @@ def parse(arguments=None):
     parser.add_argument("--data", default="train[:75]", help="a split or a slice of one (default: train[:75])")
     parser.add_argument("--data_path", metavar="FILE", help="JSON Lines with prompt and completion, in place of the profile's data")
     parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train LoRA matrices of this rank, not all weights")
+    parser.add_argument("--fast", action="store_true", help="sample with helpers/rollout.py: only the speed changes, on a CPU")
     parser.add_argument("--resume", nargs="?", const="last", metavar="FOLDER", help="go on from this checkpoint, or from the last one in --output_dir")
     options, others = parser.parse_known_args(arguments)
 
@@ -97,7 +105,7 @@ def main(arguments=None):
     from helpers.tldr import load_tldr, summarize
 
     rows = load_tldr(options.data, path=options.data_path).map(summarize)
-    trainer = make_trainer(profile.models.get(options.model, options.model), options.reward, rows, config, options.lora)
+    trainer = make_trainer(profile.models.get(options.model, options.model), options.reward, rows, config, options.lora, options.fast)
     checkpoint = find_checkpoint(config.output_dir, options.resume, trainer.model) if options.resume else None
     trainer.train(resume_from_checkpoint=checkpoint)
     final = Path(config.output_dir) / "final"

@@ -78,6 +78,18 @@ def test_lora_trains_little_and_resumes(tmp_path):
     assert [folder.name for folder in second.glob("checkpoint-*")] == ["checkpoint-6"]
 
 
+def test_the_fast_sampler_is_used_where_asked_for(tmp_path, monkeypatch):
+    from helpers import rollout
+
+    seen = []
+    generate = rollout.Sampler.generate
+    monkeypatch.setattr(rollout.Sampler, "generate", lambda self, *arguments: seen.append(1) or generate(self, *arguments))
+    train.main([*SHORT, "--output_dir", str(tmp_path), "--max_steps", "1", "--save_strategy", "no", "--fast"])
+    assert len(seen) == 1
+    with pytest.raises(ValueError, match="leave out --fast or --lora"):
+        train.main([*SHORT, "--output_dir", str(tmp_path), "--fast", "--lora", "2"])
+
+
 def test_resume_without_a_folder_takes_the_newest(tmp_path):
     train.main([*SHORT, "--output_dir", str(tmp_path)])
     model = load_model(course.profile().models["sft"])[0]
