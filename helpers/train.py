@@ -4,7 +4,7 @@ python -m helpers.train                                        100 steps, reward
 python -m helpers.train --reward len coverage --beta 0.1       two rewards, a leash, and any other field of TRL's GRPOConfig
 python -m helpers.train --resume                               goes on from the last checkpoint
 COURSE_PROFILE=gpu python -m helpers.train --lora 16           Qwen2-0.5B-Instruct and trl-lib/tldr, with LoRA
-accelerate launch --num_processes 2 -m helpers.train           two processes
+accelerate launch --multi_gpu --num_processes 2 -m helpers.train   two processes; without --multi_gpu accelerate may start one
 """
 
 import argparse
@@ -111,7 +111,7 @@ def main(arguments=None):
     final = Path(config.output_dir) / "final"
     trainer.save_model(str(final))
     if trainer.is_world_process_zero():
-        print(f"{trainer.state.global_step} steps. The model is in {final}.")
+        print(f"{trainer.state.global_step} steps, processes: {trainer.accelerator.num_processes}. The model is in {final}.")
 
 
 if __name__ == "__main__":

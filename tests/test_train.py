@@ -53,7 +53,7 @@ def test_a_wrong_option_is_named(arguments, message, capsys):
 def test_it_trains_resumes_and_saves(tmp_path, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train.main([*SHORT, "--output_dir", str(whole), "--reward", "len", "rouge", "coverage"])
-    assert "4 steps. The model is in" in capsys.readouterr().out
+    assert "4 steps, processes: 1. The model is in" in capsys.readouterr().out
     train.main([*SHORT, "--output_dir", str(parts), "--reward", "len", "rouge", "coverage", "--resume", str(whole / "checkpoint-2")])
     assert [folder.name for folder in parts.glob("checkpoint-*")] == ["checkpoint-4"]  # steps 1 and 2 were not done again
     a, b = (load_file(folder / "final" / "model.safetensors") for folder in (whole, parts))
@@ -114,6 +114,13 @@ def runs(tmp_path_factory):
         code, said = run(processes, folder / f"{loss_type}-{processes}", batch, loss_type)
         assert code == 0, said
     return folder
+
+
+def test_the_documented_command_starts_two_processes(tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "helpers.train"]
+    arguments = [*SHORT, "--max_steps", "1", "--save_strategy", "no", "--output_dir", str(tmp_path)]
+    done = subprocess.run([*launch, *arguments], cwd=course.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "1 steps, processes: 2." in done.stdout, done.stdout + done.stderr
 
 
 def weights(folder):
