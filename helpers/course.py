@@ -5,6 +5,7 @@ Two profiles, one code: `embedded` (shipped tiny models and data, two CPU cores,
 COURSE_PROFILE chooses; notebooks never ask which one is on.
 """
 
+import ast
 import ipaddress
 import os
 import random
@@ -29,7 +30,10 @@ class Profile:
     `models`: the course's names for models -> folder or Hub id. `dataset`: a Hub id, or None for the shipped rows.
     `toxicity`: the folder of a classifier in Detoxify's format, or the name of one of Detoxify's own.
     `learning_rate`: a model of a million parameters takes, and needs, larger steps than one of 500 million.
-    `hardware`: the `TrainingArguments` that depend on the machine; pass them as `GRPOConfig(**profile.hardware, …)`.
+    `device`: where models compute, "cpu" or "cuda"; what a cell makes for a model goes there, too.
+    `hardware`: the `TrainingArguments` that depend on the machine; see `fit`.
+    `at_once`: how many completions may go through the model at once in training; `lora`: the rank of LoRA's matrices, where
+    not all weights can be trained, else 0. Both by `helpers.memory`.
     `network`: whether a connection beyond this machine may be opened.
     """
 
@@ -39,7 +43,44 @@ class Profile:
     toxicity: str
     learning_rate: float
     network: bool
+    device: str = "cpu"
     hardware: dict = field(default_factory=dict)
+    at_once: int = 1024
+    lora: int = 0
+
+    def fit(self, settings, announce=True):
+        """`GRPOConfig`'s fields for this machine: `settings` with the hardware's, and a batch that fits, in pieces if it must.
+
+        `per_device_train_batch_size` times `gradient_accumulation_steps` stays what it was. announce: print the memory that it
+        will take (in the gpu profile).
+        """
+        batch = settings.get("per_device_train_batch_size", 8)
+        pieces = next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= self.at_once)
+        if pieces > 1:
+            accumulated = pieces * settings.get("gradient_accumulation_steps", 1)
+            settings = settings | dict(per_device_train_batch_size=batch // pieces, gradient_accumulation_steps=accumulated)
+        if announce:
+            self.announce(settings | self.hardware, self.lora)
+        return settings | self.hardware
+
+    def announce(self, settings, lora):
+        """gpu profile: print what memory a run with these fields of `GRPOConfig` will take, by `helpers.memory`."""
+        if self.network:
+            from helpers import memory
+
+            print("Estimated memory of a step:", memory.report(memory.of_settings(settings, lora)))
+
+    @property
+    def peft_config(self):
+        """For a trainer: None where all weights are trained, else LoRA."""
+        return lora_config(self.lora) if self.lora else None
+
+
+def lora_config(rank):
+    """LoRA of this rank on every matrix of every layer, as peft wants it."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 ACTS = ("grpo-length", "grpo-length-coverage", "grpo-length-coverage-kl")
@@ -57,10 +98,19 @@ def _gpu():
 
     qwen = "Qwen/Qwen2-0.5B-Instruct"
     models = {"base": "Qwen/Qwen2-0.5B", "sft": qwen, "tags": qwen} | {name: str(RUNS / f"qwen2-{name}") for name in ACTS}
-    cuda = torch.cuda.is_available()
-    bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)  # not on a T4, which does fp16 instead
-    hardware = dict(use_cpu=not cuda, bf16=bf16, fp16=cuda and not bf16, gradient_checkpointing=cuda)
-    return Profile("gpu", models, "trl-lib/tldr", toxicity="original", learning_rate=1e-5, network=True, hardware=hardware)
+    names = dict(models=models, dataset="trl-lib/tldr", toxicity="original", network=True)
+    if not torch.cuda.is_available():  # slow, but it runs: that is how it is tested
+        return Profile("gpu", **names, learning_rate=1e-5, hardware=dict(use_cpu=True, bf16=False, gradient_checkpointing=False))
+    from helpers import memory
+
+    card = torch.cuda.get_device_properties(0)
+    plan = memory.plan(memory.QWEN2["Qwen2-0.5B"], card.total_memory)
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)  # not on a T4, which does fp16 instead
+    hardware = dict(bf16=bf16, fp16=not bf16, gradient_checkpointing=plan["checkpointing"])
+    if plan["lora"]:
+        hardware["model_init_kwargs"] = {"dtype": "bfloat16" if bf16 else "float16"}  # the frozen weights
+    rate = 1e-4 if plan["lora"] else 1e-5  # LoRA takes larger steps: notebook 09
+    return Profile("gpu", **names, learning_rate=rate, device="cuda", hardware=hardware, at_once=plan["batch"], lora=plan["lora"])
 
 
 PROFILES = {"embedded": _embedded, "gpu": _gpu}
@@ -95,7 +145,10 @@ def start(seed=0):
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as fast as two for models this small, and the same digits everywhere
     active = profile()
-    if not active.network:
+    if active.network:
+        _reachable(active)
+        _report_verdicts()
+    else:
         guard_network()
 
     import datasets
@@ -115,6 +168,63 @@ def start(seed=0):
     return active
 
 
+# ---------------------------------------------------------------------------------------------------------
+# The gpu profile: is the Hub there, and what if a statement about the small model does not hold for the large one?
+# ---------------------------------------------------------------------------------------------------------
+class HubOutOfReach(FileNotFoundError):
+    """A model or data set of the gpu profile is neither in the cache nor to be downloaded."""
+
+    def __init__(self, what, error):
+        from huggingface_hub.constants import HF_HOME
+
+        super().__init__(
+            f"{what} cannot be had: it is not in the cache ({HF_HOME}), and the Hugging Face Hub is out of reach ({type(error).__name__}: {str(error)[:200]}).\n"
+            "With a network, the gpu profile downloads by itself. To prepare a machine without one, run this where there is one, and copy the cache:\n"
+            "    hf download Qwen/Qwen2-0.5B-Instruct\n"
+            "    hf download Qwen/Qwen2-0.5B\n"
+            "    python -c \"import datasets, detoxify; datasets.load_dataset('trl-lib/tldr'); detoxify.Detoxify('original')\"\n"
+            "(the last also fills torch's cache, ~/.cache/torch). To go on without any of it: unset COURSE_PROFILE and start Python again; "
+            "the embedded profile brings its own models and data."
+        )
+
+
+def _reachable(active):
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(active.models["sft"], "config.json")
+    except OSError as error:
+        raise HubOutOfReach(active.models["sft"], error) from None
+
+
+class Verdicts(ast.NodeTransformer):
+    """Turns a cell's `assert statement` into `verdict(statement, its text)`.
+
+    The notebooks assert what they say about the embedded profile's models. Of another model it may not be true, and a reader
+    should see that, and go on.
+    """
+
+    def visit_Assert(self, node):
+        call = ast.Call(ast.Name("_verdict", ast.Load()), [node.test, ast.Constant(ast.unparse(node.test))], [])
+        return ast.fix_missing_locations(ast.copy_location(ast.Expr(call), node))
+
+
+def verdict(holds, statement):
+    """Say so if a statement of a notebook does not hold in this profile."""
+    if not holds:
+        print(f"[otherwise in this profile: {statement}]")
+
+
+def _report_verdicts():
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell and not any(isinstance(transformer, Verdicts) for transformer in shell.ast_transformers):
+        shell.ast_transformers.append(Verdicts())
+        shell.user_ns["_verdict"] = verdict
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The embedded profile: no network
+# ---------------------------------------------------------------------------------------------------------
 class NetworkForbidden(RuntimeError):
     """Something tried to leave this machine in the embedded profile."""
 

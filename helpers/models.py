@@ -123,7 +123,7 @@ def new_model(tokenizer, seed=0):
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(config)
+    model = Qwen2ForCausalLM(config).to(course.profile().device)
     ends = tokenizer.convert_tokens_to_ids([END_OF_TURN, END_OF_TEXT])
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     return model
@@ -132,26 +132,39 @@ def new_model(tokenizer, seed=0):
 def load_model(folder):
     """A saved model, ready to generate, and its tokeniser: `(model, tokenizer)`. folder: a path, or a Hub id in the gpu profile.
 
+    In 32 bits, as trainers want their weights, and on the profile's device.
     Raises FileNotFoundError if the folder or a file in it is missing, ValueError if the weights are broken or do not fit.
     """
+    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    act = next((name for name in course.ACTS if folder == course.profile().models[name]), None)
+    if act and course.profile().network and not Path(folder).is_dir():
+        train_act(act)
     path, remedy = Path(folder), "Bring back a shipped model with: git checkout data/models; or make all of them again: python -m helpers.models"
     if path.is_dir() or not course.profile().network or path.is_absolute():
-        missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).is_file()]
+        adapter = (path / "adapter_config.json").is_file()  # LoRA's matrices, without the model that they belong to
+        missing = [name for name in (() if adapter else ("config.json",)) + ("tokenizer.json",) if not (path / name).is_file()]
         if not list(path.glob("*.safetensors")):
             missing.append("model.safetensors")
         if missing:
             raise FileNotFoundError(f"{folder} is no model folder: it lacks {', '.join(missing)}. {remedy}")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype="float32" if path.is_dir() else "auto", output_loading_info=True)
+        if (path / "adapter_config.json").is_file():
+            from peft import AutoPeftModelForCausalLM
+
+            model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32).merge_and_unload()
+            return model.eval().to(course.profile().device), AutoTokenizer.from_pretrained(folder)
+        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", output_loading_info=True)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"the weights in {folder} cannot be read, they may be cut off or of another model ({error}). {remedy}") from error
+    except OSError as error:
+        raise course.HubOutOfReach(folder, error) from None
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *report.get("mismatched_keys", ())]
     if wrong:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {wrong[0]} and {len(wrong) - 1} more are missing, unknown or of another shape. {remedy}")
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    return model.eval().to(course.profile().device), AutoTokenizer.from_pretrained(folder)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -184,8 +197,11 @@ def check_checkpoint(folder, model):
     from safetensors import safe_open
 
     path = Path(folder)
-    if not (path / "trainer_state.json").is_file() or not (path / "model.safetensors").is_file():
+    adapter = (path / "adapter_model.safetensors").is_file()  # LoRA's matrices only; peft says itself if they do not fit
+    if not (path / "trainer_state.json").is_file() or not (adapter or (path / "model.safetensors").is_file()):
         raise FileNotFoundError(f"{folder} is no checkpoint: it lacks trainer_state.json or model.safetensors. Give a folder checkpoint-N that a trainer with save_steps wrote.")
+    if adapter:
+        return folder
     with safe_open(path / "model.safetensors", "pt") as saved:
         theirs = {name: tuple(saved.get_slice(name).get_shape()) for name in saved.keys()}  # noqa: SIM118 (no mapping)
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -261,18 +277,35 @@ def grpo(folder, steps, start, rewards, prompts="train[:75]", quiet=False, **set
     from helpers import rewards as library
 
     rows = tldr.load_tldr(prompts).map(tldr.summarize)
-    ours = dict(output_dir=folder, max_steps=steps, temperature=0.8, max_completion_length=300, learning_rate=2e-4)
-    args = GRPOConfig(**_common(quiet) | ours | settings)
+    ours = dict(output_dir=folder, max_steps=steps, temperature=0.8, max_completion_length=300, learning_rate=course.profile().learning_rate)
+    args = GRPOConfig(**course.profile().fit(_common(quiet) | ours | settings))
     functions = [library.checked(getattr(library, name)) for name in rewards]
-    trainer = GRPOTrainer(str(start), functions, args, train_dataset=rows)
+    trainer = GRPOTrainer(str(start), functions, args, train_dataset=rows, peft_config=course.profile().peft_config)
     trainer.train(resume_from_checkpoint=_checkpoint(folder))
     _, tokenizer = load_model(start)
-    return trainer.model, tokenizer
+    return (trainer.model.merge_and_unload() if course.profile().lora else trainer.model), tokenizer
+
+
+def train_act(name, steps=100):
+    """gpu profile: train one of the three acts of its model, where `profile.models[name]` says: the rewards of the small model's act, the settings of notebook 04.
+
+    name: one of `course.ACTS`. `load_model` calls this where a notebook needs an act that is not there yet. Killed, it goes on from its last checkpoint.
+    """
+    folder = Path(course.profile().models[name])
+    print(f"{folder.name} is not there yet. It is trained now, {steps} steps, and stays in {folder}. Stopped, it goes on from its last checkpoint.", flush=True)
+    tutorial = dict(per_device_train_batch_size=8, num_generations=8, temperature=0.8, learning_rate=course.profile().learning_rate, save_steps=25)
+    run = folder.with_name(folder.name + "-run")
+    model, tokenizer = STAGES[f"tiny-{name}"].train(str(run), steps, course.profile().models["sft"], quiet=True, **tutorial)
+    part = folder.with_name(folder.name + "-part")
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.rename(folder)
+    shutil.rmtree(run)
 
 
 def _common(quiet):
-    """Trainer settings of every stage: CPU, 32 bits, seeded, checkpoints to resume from, no reports to services."""
-    return dict(use_cpu=True, bf16=False, gradient_checkpointing=False, seed=0, save_steps=100, save_total_limit=2, logging_steps=25, report_to=[], disable_tqdm=quiet)
+    """Trainer settings of every stage: the profile's hardware, seeded, checkpoints to resume from, no reports to services."""
+    return course.profile().hardware | dict(seed=0, save_steps=100, save_total_limit=2, logging_steps=25, report_to=[], disable_tqdm=quiet)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -591,6 +591,7 @@ def load_tldr(split, path=None):
     Raises ValueError for a split that does not exist or a broken file (naming its line), FileNotFoundError without one.
     """
     from datasets import DatasetDict, ReadInstruction, load_dataset
+    from datasets.exceptions import DatasetsError
 
     from helpers import course
 
@@ -599,7 +600,10 @@ def load_tldr(split, path=None):
     if name not in known or not re.fullmatch(r"\w+(\[-?\d*%?:-?\d*%?\])?", split):
         raise ValueError(f"there is no split {split!r}; known are {', '.join(known)}, or a slice of one, such as 'train[:75]' or 'train[1000:1010]'.")
     if path is None and course.profile().dataset:
-        rows = load_dataset(course.profile().dataset, split=split)
+        try:
+            rows = load_dataset(course.profile().dataset, split=split)
+        except (OSError, DatasetsError) as error:
+            raise course.HubOutOfReach(f"the data set {course.profile().dataset}", error) from None
     else:
         whole = DatasetDict({name: _read_jsonl(Path(path) if path else DATA / f"tldr_{name}.jsonl")})
         (part,) = ReadInstruction.from_spec(split).to_absolute({name: len(whole[name])})

@@ -45,11 +45,7 @@ def make_trainer(model, reward, rows, config, lora=0, fast=False):
 
     if "rouge" in reward:  # TRL does not pass the column `completion` on to rewards
         rows = rows.rename_column("completion", "reference")
-    peft_config = None
-    if lora:
-        from peft import LoraConfig
-
-        peft_config = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft_config = course.lora_config(lora) if lora else None
     functions = [getattr(rewards, f"reward_{name}") for name in reward]
     return GRPOTrainer(model, functions, config, train_dataset=rows, peft_config=peft_config, rollout_func=fast_rollout if fast else None)
 
@@ -63,8 +59,7 @@ def find_checkpoint(output_dir, resume, model):
     folder = resume if resume != "last" else Path(output_dir).is_dir() and get_last_checkpoint(str(output_dir))
     if not folder:
         raise FileNotFoundError(f"there is no checkpoint in {output_dir} to resume from; leave --resume out to start anew, or name the folder: --resume path/to/checkpoint-50.")
-    adapter = (Path(folder) / "adapter_model.safetensors").is_file()  # LoRA's checkpoints hold its matrices only
-    return str(folder) if adapter else str(check_checkpoint(folder, model))
+    return str(check_checkpoint(folder, model))
 
 
 def parse(arguments=None):
@@ -78,7 +73,8 @@ def parse(arguments=None):
     parser.add_argument("--model", default="sft", help=f"{', '.join(models)}, a folder or a Hub id (default: sft)")
     parser.add_argument("--data", default="train[:75]", help="a split or a slice of one (default: train[:75])")
     parser.add_argument("--data_path", metavar="FILE", help="JSON Lines with prompt and completion, in place of the profile's data")
-    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train LoRA matrices of this rank, not all weights")
+    lora = course.profile().lora
+    parser.add_argument("--lora", type=int, default=lora, metavar="RANK", help=f"train LoRA matrices of this rank, not all weights; 0: all weights (default: {lora})")
     parser.add_argument("--fast", action="store_true", help="sample with helpers/rollout.py: only the speed changes, on a CPU")
     parser.add_argument("--resume", nargs="?", const="last", metavar="FOLDER", help="go on from this checkpoint, or from the last one in --output_dir")
     options, others = parser.parse_known_args(arguments)
@@ -89,7 +85,7 @@ def parse(arguments=None):
 
         profile = course.profile()
         configs = HfArgumentParser(GRPOConfig, prog=parser.prog, allow_abbrev=False)
-        configs.set_defaults(**SETTINGS, learning_rate=profile.learning_rate, output_dir=str(course.RUNS / "train"), **profile.hardware)
+        configs.set_defaults(**profile.fit(SETTINGS | dict(learning_rate=profile.learning_rate, output_dir=str(course.RUNS / "train")), announce=False))
         try:
             return configs.parse_args_into_dataclasses(others)[0]
         except ValueError as error:  # an unknown option, or values that do not go together
@@ -102,6 +98,7 @@ def main(arguments=None):
     options, make_config = parse(arguments)
     profile = course.start(seed=0)
     config = make_config()
+    profile.announce(vars(config), options.lora)
     from helpers.tldr import load_tldr, summarize
 
     rows = load_tldr(options.data, path=options.data_path).map(summarize)
