@@ -19,6 +19,7 @@ from helpers.course import ROOT
 
 NOTEBOOK = "04_train_with_grpo.ipynb"
 ENV = {key: value for key, value in os.environ.items() if not key.startswith(("COURSE_", "PIP_", "PYTHON", "GIT_", "HF_"))}
+ENV |= {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}  # nothing is ever installed from outside, nor into the environment that runs the tests
 # The large packages are stood in for: `start()` only has to find them. `torch.cuda` says what the runtime has.
 COLAB = """
 import sys, types
@@ -52,13 +53,14 @@ def setup_cell(url="", version="", path=ROOT / "notebooks" / NOTEBOOK):
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """A repository of the course without its data: one commit, on the branch main, tagged v1; then helpers/later.py, not in the tag."""
+    """A repository of the course without its data, on the branch main: its second commit is tagged v1; helpers/later.py comes after it."""
     folder = tmp_path_factory.mktemp("github") / "course"
     for name in ("helpers", "notebooks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for name in ("README.md", "requirements.txt"):
         shutil.copy(ROOT / name, folder)
     git("init", folder)
+    git("-C", folder, "commit", "-m", "Nothing yet", "--allow-empty")
     git("-C", folder, "add", ".")
     git("-C", folder, "commit", "-m", "The course")
     git("-C", folder, "tag", "v1")
@@ -96,7 +98,7 @@ def test_in_colab_a_profile_that_the_reader_set_stays(repository, tmp_path):
 def test_in_colab_it_may_run_again_and_after_a_restart(repository, tmp_path):
     cell = setup_cell(f"file://{repository}", "v1")
     status, out, errors = python(COLAB + cell + "\n" + cell + REPORT, tmp_path)  # twice in one session
-    assert (status, errors) == (0, "") and out.splitlines()[-1].startswith(f"embedded {tmp_path / 'grpo-course' / 'notebooks'}")
+    assert (status, errors) == (0, "") and out.splitlines()[-1] == f"embedded {tmp_path / 'grpo-course' / 'notebooks'} {tmp_path / 'grpo-course'}"
     before = (tmp_path / "grpo-course" / ".git" / "index").stat()
     status, out, errors = python(COLAB + cell.replace("file://", "nowhere://") + REPORT, tmp_path)  # a new process, in the old folder: no second clone
     assert (status, errors) == (0, "") and (tmp_path / "grpo-course" / ".git" / "index").stat() == before
@@ -152,7 +154,7 @@ def test_a_runtime_gets_what_it_lacks_and_keeps_its_torch(tmp_path):
     shop, env = tmp_path / "shop", tmp_path / "env"
     shop.mkdir()
     subprocess.run([sys.executable, "-m", "venv", env], check=True, env=ENV)
-    executable, offline = env / "bin" / "python", ENV | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shop), "PIP_CONFIG_FILE": os.devnull}
+    executable, offline = env / "bin" / "python", ENV | {"PIP_FIND_LINKS": str(shop)}
     pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "requirements.txt").read_text().replace("_", "-"), re.MULTILINE))
     needs = {"datasets": ["pyarrow>=24"], "transformers": ["numpy>=1.17", "tokenizers<0.24"], "trl": ["torch>=2", "transformers>=4.56", "datasets"], "detoxify": ["torch>=2"]}
     for name in (*colab.PINNED, *colab.KEPT):
@@ -185,8 +187,8 @@ def test_a_runtime_gets_what_it_lacks_and_keeps_its_torch(tmp_path):
     wheel(shop, "detoxify", pins["detoxify"], "torch>=2")
 
     # Imported before it was replaced: the session has to be restarted, and running the cell again does not help. Not imported: it goes on.
-    status, out, errors = prepare("import pyarrow, torch", "")
-    assert status and "already imported pyarrow in" in errors and "Restart session" in errors
+    status, out, errors = prepare("import pyarrow, torch\nfrom helpers import colab\ntry: colab.prepare()\nexcept RuntimeError as error: print(error)")
+    assert status and "already imported pyarrow in" in out and "already imported pyarrow in" in errors and "Restart session" in errors
     status, out, errors = prepare("import transformers", "import transformers; print(transformers.__version__)")
     assert (status, errors) == (0, "") and out.splitlines()[1:] == [pins["transformers"]] and "COURSE_PROFILE=gpu" in out and "Installing" not in out
 
@@ -270,7 +272,7 @@ def test_the_links_are_written_once_and_follow_the_origin(clone):
         content == text()[path].replace(b"another/fork", b"someone/course").replace(b"/blob/v2/", b"/blob/main/").replace(b'\\"v2\\"', b'\\"main\\"')
         for path, content in written.items()
     )
-    assert original.keys() == written.keys()
+    assert original.keys() == written.keys() and all(content.endswith(b"\n") and not content.endswith(b"\n\n") for content in text().values())
 
 
 def test_a_name_that_would_not_work_is_refused(clone):
