@@ -4,7 +4,7 @@ ENV := .venv
 READY := $(ENV)/ready
 RUN := $(CURDIR)/$(ENV)/bin/python -m
 
-.PHONY: lab run test bench models data
+.PHONY: lab run test bench models data colab
 lab: $(READY)
 	cd notebooks && $(RUN) jupyterlab
 run: $(READY)
@@ -20,6 +20,8 @@ models: $(READY)
 	$(RUN) helpers.toxicity
 data: $(READY)
 	$(RUN) helpers.tldr
+colab: $(READY)
+	$(RUN) helpers.colab $(REF)
 
 # The environment, made anew only when the requirements change.
 $(READY): requirements.txt

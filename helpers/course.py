@@ -135,9 +135,15 @@ def profile():
 def start(seed=0):
     """Set up a notebook or script: profile, seeds, threads, quiet logs, network guard. Returns the `Profile`.
 
+    In Google Colab it first installs what a runtime there lacks, and its hardware chooses the profile (helpers/colab.py).
+
     seed: for Python's, NumPy's and torch's generators.
-    Raises ValueError for an unknown COURSE_PROFILE.
+    Raises ValueError for an unknown COURSE_PROFILE; in Colab, RuntimeError if pip fails or the session has to be restarted.
     """
+    if "google.colab" in sys.modules:
+        from helpers import colab
+
+        colab.prepare()
     embedded = os.environ.get("COURSE_PROFILE", "embedded") == "embedded"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
