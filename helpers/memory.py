@@ -86,7 +86,9 @@ def estimate(shape, batch, prompt, completion, *, half=True, checkpointing=True,
         "KV cache": 2 * layers * kv * (2 if half else 4) * (generated or batch) * (prompt + completion),
     }
     always = parts["weights"] + parts["optimizer"] + parts["reference"]
-    training = parts["gradients"] + parts["copies in 16 bits"] + parts["activations"] + parts["logits"]
+    # Copies and gradients are all there at the same time only if the activations are kept: else the copies are made again, layer by layer.
+    copies_and_gradients = (max if checkpointing else sum)((parts["gradients"], parts["copies in 16 bits"]))
+    training = copies_and_gradients + parts["activations"] + parts["logits"]
     generating = parts["KV cache"] + parts["copies in 16 bits"] + 4 * (generated or batch) * shape.vocab_size
     return parts | {"peak": always + max(training, generating)}
 
