@@ -204,7 +204,8 @@ def check_checkpoint(folder, model):
         return folder
     with safe_open(path / "model.safetensors", "pt") as saved:
         theirs = {name: tuple(saved.get_slice(name).get_shape()) for name in saved.keys()}  # noqa: SIM118 (no mapping)
-    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # ZeRO-3 leaves each process an empty tensor with the real shape beside it, in ds_shape.
+    ours = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in model.state_dict(keep_vars=True).items()}
     wrong = [name for name, shape in theirs.items() if ours.get(name) != shape]
     if wrong:
         raise ValueError(

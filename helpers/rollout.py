@@ -95,7 +95,8 @@ def _rotated(x, cos, sin):
 def fast_rollout(prompts, trainer):
     """TRL's `rollout_func`: give it to a `GRPOTrainer` as `rollout_func=fast_rollout`, and only its speed changes.
 
-    Samples at the trainer's temperature from the whole vocabulary. Raises ValueError where the trainer wants another kind of sampling.
+    Samples at the trainer's temperature from the whole vocabulary. Raises ValueError where the trainer wants another kind
+    of sampling, or shares out the weights among processes.
     """
     args = trainer.args
     other = {
@@ -103,6 +104,8 @@ def fast_rollout(prompts, trainer):
     }
     if other:
         raise ValueError(f"fast_rollout knows temperature only, but the trainer has {other}. Leave these at their defaults, or leave rollout_func out.")
+    if trainer._dist.is_zero3 or trainer._dist.is_fsdp:
+        raise ValueError("fast_rollout reads whole weights, but ZeRO-3 and FSDP leave each process a part of them. Use DDP or ZeRO-2, or leave rollout_func (--fast) out.")
     prompt_ids, _, _ = trainer._tokenize_prompts(prompts)
     model = trainer.accelerator.unwrap_model(trainer.model)
     completion_ids = Sampler(model).generate(prompt_ids, args.max_completion_length, args.temperature, trainer.eos_token_ids)

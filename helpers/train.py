@@ -4,7 +4,7 @@ python -m helpers.train                                        100 steps, reward
 python -m helpers.train --reward len coverage --beta 0.1       two rewards, a leash, and any other field of TRL's GRPOConfig
 python -m helpers.train --resume                               goes on from the last checkpoint
 COURSE_PROFILE=gpu python -m helpers.train --lora 16           Qwen2-0.5B-Instruct and trl-lib/tldr, with LoRA
-accelerate launch --multi_gpu --num_processes 2 -m helpers.train   two processes; without --multi_gpu accelerate may start one
+accelerate launch --config_file helpers/accelerate/ddp.yaml -m helpers.train   two processes; beside it ZeRO-2, ZeRO-3 and FSDP
 """
 
 import argparse

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from helpers import course, models, tldr
 from helpers.models import FRONTIER, STAGES, build, check_checkpoint, drift_and_quality, evaluate_folder, load_model, misses
@@ -133,6 +134,19 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, sft):
     with pytest.raises(ValueError, match=r"another model: its model.* has the shape"):
         check_checkpoint(folder, other)
     assert weights(folder) == before
+
+
+def test_a_checkpoint_is_known_for_a_model_whose_weights_are_elsewhere(tmp_path):
+    """As ZeRO-3 leaves them: empty, with the real shape in ds_shape."""
+    model = torch.nn.Linear(3, 2)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "trainer_state.json").write_text("{}")
+    for parameter in model.parameters():
+        parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
+    assert check_checkpoint(tmp_path, model) == tmp_path
+    model.weight.ds_shape = torch.Size([3, 3])
+    with pytest.raises(ValueError, match=r"weight has the shape \(2, 3\), the model's \(3, 3\)"):
+        check_checkpoint(tmp_path, model)
 
 
 def test_new_models_differ_by_seed_only(sft):

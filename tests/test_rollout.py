@@ -1,5 +1,7 @@
 """The fast sampler against `generate`: the same tokens greedily, the same frequencies when sampling; and inside a trainer."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -91,3 +93,11 @@ def test_a_trainer_trains_with_it_and_it_sees_the_new_weights(tmp_path):
 def test_other_kinds_of_sampling_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"knows temperature only.*'top_p': 0.9"):
         fast_rollout(["a"], trainer(tmp_path, top_p=0.9))
+
+
+@pytest.mark.parametrize("kind", ["is_zero3", "is_fsdp"])
+def test_weights_in_parts_are_refused(kind, tmp_path):
+    run = trainer(tmp_path)
+    run._dist = SimpleNamespace(**{"is_zero3": False, "is_fsdp": False, kind: True})
+    with pytest.raises(ValueError, match="ZeRO-3 and FSDP .* Use DDP"):
+        fast_rollout(["a"], run)

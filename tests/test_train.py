@@ -117,7 +117,7 @@ def runs(tmp_path_factory):
 
 
 def test_the_documented_command_starts_two_processes(tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "helpers.train"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "helpers/accelerate/ddp.yaml", "--main_process_port", "0", "-m", "helpers.train"]
     arguments = [*SHORT, "--max_steps", "1", "--save_strategy", "no", "--output_dir", str(tmp_path)]
     done = subprocess.run([*launch, *arguments], cwd=course.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "1 steps, processes: 2." in done.stdout, done.stdout + done.stderr
