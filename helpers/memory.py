@@ -19,27 +19,33 @@ class Shape:
     num_key_value_heads: int
     vocab_size: int
     tie_word_embeddings: bool
+    head_dim: int | None = None  # by default hidden_size / num_attention_heads
 
     @classmethod
     def of(cls, config):
-        return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
+        return cls(**{name: getattr(config, name, None) for name in cls.__dataclass_fields__})
+
+    @property
+    def query_size(self):
+        """Numbers in the queries of one token in one layer."""
+        return (self.head_dim or self.hidden_size // self.num_attention_heads) * self.num_attention_heads
 
     @property
     def key_size(self):
         """Numbers in the keys of one token in one layer, and as many in its values."""
-        return self.hidden_size // self.num_attention_heads * self.num_key_value_heads
+        return (self.head_dim or self.hidden_size // self.num_attention_heads) * self.num_key_value_heads
 
     @property
     def matrices(self):
         """(inputs, outputs) of each matrix in a layer: q, k, v, o of the attention; gate, up, down behind it."""
-        h, i, kv = self.hidden_size, self.intermediate_size, self.key_size
-        return (h, h), (h, kv), (h, kv), (h, h), (h, i), (h, i), (i, h)
+        h, i, q, kv = self.hidden_size, self.intermediate_size, self.query_size, self.key_size
+        return (h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h)
 
     @property
     def layer_weights(self):
         """Weights of all layers together, without embedding and head."""
         h = self.hidden_size
-        one = sum(a * b for a, b in self.matrices) + (h + 2 * self.key_size) + 2 * h  # biases of q, k, v; two norms
+        one = sum(a * b for a, b in self.matrices) + (self.query_size + 2 * self.key_size) + 2 * h  # biases of q, k, v; two norms
         return self.num_hidden_layers * one
 
     @property
@@ -70,10 +76,10 @@ def estimate(shape, batch, prompt, completion, *, half=True, checkpointing=True,
     checkpointing: keep one activation a layer and compute the others again. lora: the rank, 0 to train all weights; the
     frozen weights are in 16 bits then. reference: whether a second model is kept, for a KL divergence (LoRA needs none).
     """
-    P, layers, h, i, kv = shape.weights, shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size, shape.key_size
+    P, layers, h, i, q, kv = shape.weights, shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size, shape.query_size, shape.key_size
     trained = shape.lora_weights(lora) if lora else P
     tokens = batch * (prompt + completion)
-    of_layer = tokens * ((30 * h + 8 * i + 4 * kv) if half else (32 * h + 16 * i + 8 * kv))  # what the backward pass of one layer needs
+    of_layer = tokens * ((26 * h + 8 * i + 4 * q + 4 * kv) if half else (24 * h + 16 * i + 8 * q + 8 * kv))  # what the backward pass of one layer needs
     frozen = P * (2 if half else 4) if lora else 0
     parts = {
         "weights": 4 * trained + frozen,

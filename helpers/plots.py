@@ -300,6 +300,21 @@ def bars(panels, log=(), sharex=False):
     return figure
 
 
+def stacked(parts, xlabel):
+    """A horizontal bar for each name, made of its parts; returns the figure. parts: name -> {part: value}."""
+    figure, axis = plt.subplots(figsize=(10, 1.2 + 0.6 * len(parts)))
+    left = np.zeros(len(parts))
+    for number, part in enumerate(next(iter(parts.values()))):
+        values = np.array([values[part] for values in parts.values()])
+        axis.barh(list(parts), values, left=left, color=f"C{number}", hatch=("", "//", "..", "xx")[number % 4], edgecolor="white", height=0.6, label=part)
+        left += values
+    axis.set(xlabel=xlabel)
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=9)
+    return figure
+
+
 def lengths(by_model, target=200):
     """Lengths of completions, in characters: a row of dots for each model, one dot a completion; returns the figure.
 
