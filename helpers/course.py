@@ -11,7 +11,7 @@ import os
 import random
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,15 +60,27 @@ class Profile:
             accumulated = pieces * settings.get("gradient_accumulation_steps", 1)
             settings = settings | dict(per_device_train_batch_size=batch // pieces, gradient_accumulation_steps=accumulated)
         if announce:
-            self.announce(settings | self.hardware, self.lora)
+            self.announce(settings | self.hardware)
         return settings | self.hardware
 
-    def announce(self, settings, lora):
+    def announce(self, settings, model="Qwen2-0.5B"):
         """gpu profile: print what memory a run with these fields of `GRPOConfig` will take, by `helpers.memory`."""
         if self.network:
             from helpers import memory
 
-            print("Estimated memory of a step:", memory.report(memory.of_settings(settings, lora)))
+            parts = memory.of_settings(settings, self.lora, shape=memory.shape_of(model))
+            print(f"Estimated memory of a step ({model}, prompts of 600 tokens{', LoRA' if self.lora else ''}): {memory.report(parts)}")
+
+    def with_lora(self, rank):
+        """The same profile, but for training LoRA matrices of this rank, or all weights if it is 0.
+
+        LoRA takes steps ten times as large (notebook 09), and on a GPU the frozen weights are in 16 bits.
+        """
+        hardware = {name: value for name, value in self.hardware.items() if name != "model_init_kwargs"}
+        if rank and (hardware.get("bf16") or hardware.get("fp16")):
+            hardware["model_init_kwargs"] = {"dtype": "bfloat16" if hardware["bf16"] else "float16"}
+        rate = self.learning_rate * (10 if rank else 1) / (10 if self.lora else 1)
+        return replace(self, lora=rank, learning_rate=rate, hardware=hardware)
 
     @property
     def peft_config(self):
@@ -106,11 +118,9 @@ def _gpu():
     card = torch.cuda.get_device_properties(0)
     plan = memory.plan(memory.QWEN2["Qwen2-0.5B"], card.total_memory)
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)  # not on a T4, which does fp16 instead
-    hardware = dict(bf16=bf16, fp16=not bf16, gradient_checkpointing=plan["checkpointing"])
-    if plan["lora"]:
-        hardware["model_init_kwargs"] = {"dtype": "bfloat16" if bf16 else "float16"}  # the frozen weights
-    rate = 1e-4 if plan["lora"] else 1e-5  # LoRA takes larger steps: notebook 09
-    return Profile("gpu", **names, learning_rate=rate, device="cuda", hardware=hardware, at_once=plan["batch"], lora=plan["lora"])
+    # Four checkpoints of 6 GB each are what notebook 04 compares; more would fill a rented disk.
+    hardware = dict(bf16=bf16, fp16=not bf16, gradient_checkpointing=plan["checkpointing"], save_total_limit=4)
+    return Profile("gpu", **names, learning_rate=1e-5, device="cuda", hardware=hardware, at_once=plan["batch"]).with_lora(plan["lora"])
 
 
 PROFILES = {"embedded": _embedded, "gpu": _gpu}

@@ -1,10 +1,11 @@
 """How much memory a GRPO step takes on a GPU, part by part, and which settings fit a card. Arithmetic over the architecture, no measurement.
 
-python -m helpers.memory     the parts for Qwen2-0.5B, and what fits on some cards
+python -m helpers.memory     the parts for Qwen2-0.5B, and what fits on some cards; --help for other models and sizes
 
 Notebook 09 derives the formulas and checks them. Memory is in bytes; GB are 10^9 of them. P is the number of weights.
 """
 
+import argparse
 from dataclasses import dataclass
 
 
@@ -65,50 +66,66 @@ QWEN2 = {
     "Qwen2-1.5B": Shape(1536, 8960, 28, 12, 2, 151936, True),
     "Qwen2-7B": Shape(3584, 18944, 28, 28, 4, 152064, False),
 }
-TILE = 4096 * 32768  # TRL computes logits in tiles of so many tokens times so many entries of the vocabulary (trl/kernels/chunked_logprob.py)
+CARDS = {"8 GB": 8, "T4, 16 GB": 15.8, "24 GB": 24, "A100, 40 GB": 40, "80 GB": 80}  # 10^9 bytes; of a T4 that many can be used
+TILE = 4096, 32768  # TRL computes logits in tiles: so many tokens, so many entries of the vocabulary (trl/kernels/chunked_logprob.py)
 
 
-def estimate(shape, batch, prompt, completion, *, half=True, checkpointing=True, lora=0, reference=False, generated=None):
+def saved_by_a_layer(shape, half=True):
+    """Bytes that the backward pass of one layer needs of one token, all in 32 bits or with 16-bit computation by autocast."""
+    h, i, q, kv = shape.hidden_size, shape.intermediate_size, shape.query_size, shape.key_size
+    return 26 * h + 8 * i + 4 * q + 4 * kv if half else 24 * h + 16 * i + 8 * q + 8 * kv
+
+
+def estimate(shape, batch, prompt, completion, *, half=True, checkpointing=True, lora=0, reference=False, generated=None, padding=True):
     """Part -> bytes for one step of TRL's `GRPOTrainer` with AdamW; "peak" is the largest sum that is needed at one time.
 
-    batch: completions that go through the model at once (`per_device_train_batch_size`). generated: those that are generated at
-    once; by default the same. prompt, completion: tokens of each. half: bf16 or fp16 by autocast, over weights in 32 bits.
+    batch: completions that go through the model at once (`per_device_train_batch_size`). generated: those of a whole step; by
+    default the same. prompt, completion: tokens of each. half: bf16 or fp16 by autocast, over weights in 32 bits.
     checkpointing: keep one activation a layer and compute the others again. lora: the rank, 0 to train all weights; the
-    frozen weights are in 16 bits then. reference: whether a second model is kept, for a KL divergence (LoRA needs none).
+    frozen weights are then in 16 bits, if half. reference: whether a second model is kept, for a KL divergence (LoRA needs
+    none). padding: whether texts in a batch differ in length; transformers then keeps a mask, and repeats keys and values.
     """
-    P, layers, h, i, q, kv = shape.weights, shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size, shape.query_size, shape.key_size
+    P, layers, h, V = shape.weights, shape.num_hidden_layers, shape.hidden_size, shape.vocab_size
+    number = 2 if half else 4  # bytes of what layers compute
     trained = shape.lora_weights(lora) if lora else P
-    tokens = batch * (prompt + completion)
-    of_layer = tokens * ((26 * h + 8 * i + 4 * q + 4 * kv) if half else (24 * h + 16 * i + 8 * q + 8 * kv))  # what the backward pass of one layer needs
-    frozen = P * (2 if half else 4) if lora else 0
+    length = prompt + completion
+    tokens, of_layer = batch * length, saved_by_a_layer(shape, half)
+    if padding:
+        of_layer += 2 * number * (shape.query_size - shape.key_size) + number * length
+    rows, columns = min(batch * completion, TILE[0]), min(V, TILE[1])
+    generated = generated or batch
     parts = {
-        "weights": 4 * trained + frozen,
+        "weights": 4 * trained + (number * P if lora else 0),
         "optimizer": 8 * trained,
         "reference": 4 * P if reference and not lora else 0,
         "gradients": 4 * trained,
         "copies in 16 bits": 2 * shape.layer_weights if half and not lora else 0,
-        "activations": tokens * 4 * h * layers + of_layer if checkpointing else of_layer * layers,
-        "logits": 2 * 4 * min(batch * completion * shape.vocab_size, TILE),
-        "KV cache": 2 * layers * kv * (2 if half else 4) * (generated or batch) * (prompt + completion),
+        "activations": tokens * (4 * h * layers + of_layer) if checkpointing else tokens * of_layer * layers,
+        "logits": number * rows * columns + 4 * h * (rows + columns),  # a tile; the gradients of what makes it
+        "KV cache": 2 * layers * shape.key_size * (number if lora else 4) * generated * length,
     }
     always = parts["weights"] + parts["optimizer"] + parts["reference"]
-    # Copies and gradients are all there at the same time only if the activations are kept: else the copies are made again, layer by layer.
-    copies_and_gradients = (max if checkpointing else sum)((parts["gradients"], parts["copies in 16 bits"]))
-    training = copies_and_gradients + parts["activations"] + parts["logits"]
-    generating = parts["KV cache"] + parts["copies in 16 bits"] + 4 * (generated or batch) * shape.vocab_size
-    return parts | {"peak": always + max(training, generating)}
+    accumulated = parts["gradients"] if generated > batch else 0
+    learning = [  # what is there when the backward pass begins, in its midst, and when it ends
+        parts["copies in 16 bits"] + parts["activations"] + parts["logits"] + (accumulated if checkpointing else parts["gradients"]),
+        parts["gradients"] + parts["activations"] if checkpointing else 0,
+        parts["gradients"] + (8 * V * h if shape.tie_word_embeddings and not lora else 0),  # two gradients of one matrix, and then their sum
+    ]
+    head = 2 * V * h if half and not lora else 0
+    generating = parts["KV cache"] + parts["copies in 16 bits"] + head + 4 * generated * V
+    return parts | {"peak": always + max(*learning, generating)}
 
 
 def of_settings(settings, lora=0, prompt=600, shape=QWEN2["Qwen2-0.5B"]):
     """The `estimate` for fields of `GRPOConfig`; what is missing has TRL's default."""
     batch, pieces = settings.get("per_device_train_batch_size", 8), settings.get("gradient_accumulation_steps", 1)
-    half = settings.get("bf16", not settings.get("fp16", False)) or settings.get("fp16", False)
+    half = settings.get("fp16", False) or settings.get("bf16", True)
     other = dict(half=half, checkpointing=settings.get("gradient_checkpointing", True), reference=settings.get("beta", 0) != 0, lora=lora)
     return estimate(shape, batch, prompt, settings.get("max_completion_length", 512), generated=batch * pieces, **other)
 
 
 LORA = 16  # the rank that is taken where not all weights can be trained
-ROOM = 0.9  # the share of a card that is planned with: CUDA, kernels and fragments take the rest
+ROOM = 0.8  # the share of a card that is planned with: CUDA's own needs, fragments, and what the estimate misses take the rest
 
 
 def plan(shape, card, half=True, batch=8, prompt=600, completion=300, reference=True):
@@ -139,11 +156,33 @@ def report(parts):
     return f"{parts['peak'] / 1e9:.1f} GB at the peak: {shown}"
 
 
-def main():
-    shape = QWEN2["Qwen2-0.5B"]
-    print("Qwen2-0.5B, 8 completions of 300 tokens after prompts of 600:", report(estimate(shape, 8, 600, 300)))
-    for name, gigabytes in {"8 GB": 8, "T4, 16 GB": 15.8, "24 GB": 24, "40 GB": 40}.items():
-        print(f"{name:10}", plan(shape, gigabytes * 1e9))
+def shape_of(model):
+    """The `Shape` of a model: a name in `QWEN2`, a folder or a Hub id."""
+    if model in QWEN2:
+        return QWEN2[model]
+    from transformers import AutoConfig
+
+    return Shape.of(AutoConfig.from_pretrained(model))
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m helpers.memory", description="What memory a GRPO step takes, and what fits which card.")
+    parser.add_argument("--model", default="Qwen2-0.5B", help=f"{', '.join(QWEN2)}, a folder or a Hub id; for others than Qwen2 a rough guess (default: Qwen2-0.5B)")
+    parser.add_argument("--batch", type=int, default=8, help="completions at once (default: 8)")
+    parser.add_argument("--prompt", type=int, default=600, help="tokens of a prompt (default: 600)")
+    parser.add_argument("--completion", type=int, default=300, help="tokens of a completion (default: 300)")
+    options = parser.parse_args(arguments)
+    shape, size = shape_of(options.model), (options.batch, options.prompt, options.completion)
+    print(f"{options.model}, {shape.weights / 1e9:.2f} billion weights, {options.batch} completions of {options.completion} tokens after prompts of {options.prompt}:")
+    for name, other in {"all activations kept": dict(checkpointing=False), "checkpointing": {}, f"LoRA of rank {LORA}": dict(lora=LORA)}.items():
+        print(f"  {name:21}", report(estimate(shape, *size, **other)))
+    print(f"What fits, with a reference model and {1 - ROOM:.0%} of the card left free:")
+    for name, gigabytes in CARDS.items():
+        try:
+            rung = plan(shape, gigabytes * 1e9, batch=options.batch, prompt=options.prompt, completion=options.completion)
+            print(f"  {name:21}", f"{'LoRA' if rung['lora'] else 'all weights'}, checkpointing {'on' if rung['checkpointing'] else 'off'}, {rung['batch']} at once")
+        except ValueError:
+            print(f"  {name:21}", "nothing")
 
 
 if __name__ == "__main__":

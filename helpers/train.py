@@ -66,15 +66,15 @@ def parse(arguments=None):
     """Our options, and a function that makes a `GRPOConfig` from all others. A wrong one ends the program with a message."""
     models = course.profile().models
     parser = argparse.ArgumentParser(prog="python -m helpers.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.epilog = "Every field of TRL's GRPOConfig is an option, too: --learning_rate 1e-5 --max_steps 225 --loss_type grpo …"
+    ours = " ".join(f"--{name} {value}" for name, value in SETTINGS.items() if value != [])
+    parser.epilog = f"Every field of TRL's GRPOConfig is an option, too. Ours, where not TRL's default: {ours} --output_dir {course.RUNS / 'train'}"
     parser.add_argument(
         "--reward", nargs="+", default=["len"], choices=REWARDS, metavar="NAME", help=f"one or more of {', '.join(REWARDS)}; their weights: --reward_weights (default: len)"
     )
     parser.add_argument("--model", default="sft", help=f"{', '.join(models)}, a folder or a Hub id (default: sft)")
     parser.add_argument("--data", default="train[:75]", help="a split or a slice of one (default: train[:75])")
     parser.add_argument("--data_path", metavar="FILE", help="JSON Lines with prompt and completion, in place of the profile's data")
-    lora = course.profile().lora
-    parser.add_argument("--lora", type=int, default=lora, metavar="RANK", help=f"train LoRA matrices of this rank, not all weights; 0: all weights (default: {lora})")
+    parser.add_argument("--lora", type=int, default=course.profile().lora, metavar="RANK", help="train LoRA matrices of this rank, with ten times the learning rate, not all weights")
     parser.add_argument("--fast", action="store_true", help="sample with helpers/rollout.py: only the speed changes, on a CPU")
     parser.add_argument("--resume", nargs="?", const="last", metavar="FOLDER", help="go on from this checkpoint, or from the last one in --output_dir")
     options, others = parser.parse_known_args(arguments)
@@ -83,7 +83,7 @@ def parse(arguments=None):
         from transformers import HfArgumentParser
         from trl import GRPOConfig
 
-        profile = course.profile()
+        profile = course.profile().with_lora(options.lora)
         configs = HfArgumentParser(GRPOConfig, prog=parser.prog, allow_abbrev=False)
         configs.set_defaults(**profile.fit(SETTINGS | dict(learning_rate=profile.learning_rate, output_dir=str(course.RUNS / "train")), announce=False))
         try:
@@ -98,11 +98,12 @@ def main(arguments=None):
     options, make_config = parse(arguments)
     profile = course.start(seed=0)
     config = make_config()
-    profile.announce(vars(config), options.lora)
+    model = profile.models.get(options.model, options.model)
+    profile.with_lora(options.lora).announce(vars(config), model)
     from helpers.tldr import load_tldr, summarize
 
     rows = load_tldr(options.data, path=options.data_path).map(summarize)
-    trainer = make_trainer(profile.models.get(options.model, options.model), options.reward, rows, config, options.lora, options.fast)
+    trainer = make_trainer(model, options.reward, rows, config, options.lora, options.fast)
     checkpoint = find_checkpoint(config.output_dir, options.resume, trainer.model) if options.resume else None
     trainer.train(resume_from_checkpoint=checkpoint)
     final = Path(config.output_dir) / "final"

@@ -17,18 +17,22 @@ from tests import standins
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STARTUP = """
-import transformers
-from trl import GRPOTrainer
-whole = transformers.Trainer.train
+def _cheaper():
+    import transformers
+    from trl import GRPOTrainer
 
-def cheaper(self, *args, **kwargs):
-    if self.args.save_strategy == "no" and isinstance(self, GRPOTrainer):
-        self.generation_config.max_new_tokens = self.args.max_completion_length = 12
-    elif self.args.save_strategy == "no":
-        self._train_batch_size = self.args.per_device_train_batch_size = 1
-    return whole(self, *args, **kwargs)
+    train = transformers.Trainer.train
 
-transformers.Trainer.train = cheaper
+    def cheaper(self, *args, **kwargs):
+        if self.args.save_strategy == "no" and isinstance(self, GRPOTrainer):
+            self.generation_config.max_new_tokens = self.args.max_completion_length = 12
+        elif self.args.save_strategy == "no":
+            self._train_batch_size = self.args.per_device_train_batch_size = 1
+        return train(self, *args, **kwargs)
+
+    transformers.Trainer.train = cheaper
+
+_cheaper()
 """
 
 
