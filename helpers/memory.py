@@ -156,6 +156,69 @@ def report(parts):
     return f"{parts['peak'] / 1e9:.1f} GB at the peak: {shown}"
 
 
+# ---------------------------------------------------------------------------------------------------------
+# Checks of the estimate: they run (or pretend to run) what it calculates
+# ---------------------------------------------------------------------------------------------------------
+def make_model(shape):
+    """A `Qwen2ForCausalLM` of this shape with random weights, in training mode."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    known = {name: value for name, value in vars(shape).items() if value is not None}
+    return Qwen2ForCausalLM(Qwen2Config(**known | dict(head_dim=shape.query_size // shape.num_attention_heads))).train()
+
+
+def saved_bytes(shape, texts, length, *, half=True, checkpointing=False, padding=False):
+    """Bytes that the layers of a model of this shape keep for the backward pass, told by PyTorch while they run on a CPU."""
+    import torch
+
+    model, kept = make_model(shape), {}
+    if checkpointing:
+        model.gradient_checkpointing_enable(dict(use_reentrant=False))
+    own = {weights.untyped_storage().data_ptr() for weights in model.parameters()}
+
+    def pack(tensor):  # called with everything that is kept
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage  # each only once, and held, so that its place is not used again
+        return tensor
+
+    ids = torch.zeros(texts, length, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[:, :5] = not padding
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        model.model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def simulated_peak(shape, batch, length, checkpointing, half=True):
+    """Bytes at the peak of a training step of all weights, without logits and padding, by PyTorch's tracker of memory on fake tensors.
+
+    Fake tensors have shapes and no content, so models of any size can be "trained" in seconds.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    with FakeTensorMode():
+        fake = make_model(shape)
+        if checkpointing:
+            fake.gradient_checkpointing_enable(dict(use_reentrant=False))
+        optimizer, tracker = torch.optim.AdamW(fake.parameters(), fused=True), MemTracker()
+        tracker.track_external(fake, optimizer)
+        ids = torch.zeros(batch, length, dtype=torch.long)
+        with tracker:
+            for step in range(2):  # the optimizer's memory is there from its first step on
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                    loss = fake(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1).logits.float().mean()
+                loss.backward()
+                if step == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    tracker.reset_mod_stats()
+    (parts,) = tracker.get_tracker_snapshot("peak").values()
+    return parts["Total"]
+
+
 def shape_of(model):
     """The `Shape` of a model: a name in `QWEN2`, a folder or a Hub id."""
     if model in QWEN2:

@@ -74,7 +74,9 @@ def parse(arguments=None):
     parser.add_argument("--model", default="sft", help=f"{', '.join(models)}, a folder or a Hub id (default: sft)")
     parser.add_argument("--data", default="train[:75]", help="a split or a slice of one (default: train[:75])")
     parser.add_argument("--data_path", metavar="FILE", help="JSON Lines with prompt and completion, in place of the profile's data")
-    parser.add_argument("--lora", type=int, default=course.profile().lora, metavar="RANK", help="train LoRA matrices of this rank, with ten times the learning rate, not all weights")
+    parser.add_argument(
+        "--lora", type=int, default=course.profile().lora, metavar="RANK", help="train LoRA matrices of this rank, with ten times the learning rate, not all weights"
+    )
     parser.add_argument("--fast", action="store_true", help="sample with helpers/rollout.py: only the speed changes, on a CPU")
     parser.add_argument("--resume", nargs="?", const="last", metavar="FOLDER", help="go on from this checkpoint, or from the last one in --output_dir")
     options, others = parser.parse_known_args(arguments)
