@@ -191,10 +191,9 @@ class HubOutOfReach(FileNotFoundError):
     """A model or data set of the gpu profile is neither in the cache nor to be downloaded."""
 
     def __init__(self, what, error):
-        from huggingface_hub.constants import HF_HOME
-
+        cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
         super().__init__(
-            f"{what} cannot be had: it is not in the cache ({HF_HOME}), and the Hugging Face Hub is out of reach ({type(error).__name__}: {str(error)[:200]}).\n"
+            f"{what} cannot be had: it is not in the cache ({cache}), and the Hugging Face Hub is out of reach ({type(error).__name__}: {str(error)[:200]}).\n"
             "With a network, the gpu profile downloads by itself. To prepare a machine without one, run this where there is one, and copy the cache:\n"
             "    hf download Qwen/Qwen2-0.5B-Instruct\n"
             "    hf download Qwen/Qwen2-0.5B\n"
@@ -205,10 +204,10 @@ class HubOutOfReach(FileNotFoundError):
 
 
 def _reachable(active):
-    from huggingface_hub import hf_hub_download
+    import transformers
 
     try:
-        hf_hub_download(active.models["sft"], "config.json")
+        transformers.utils.cached_file(active.models["sft"], "config.json")
     except OSError as error:
         raise HubOutOfReach(active.models["sft"], error) from None
 

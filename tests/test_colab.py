@@ -26,6 +26,7 @@ import sys, types
 from unittest.mock import MagicMock
 sys.modules |= {"google.colab": types.ModuleType("google.colab"), "datasets": MagicMock(), "torch": MagicMock(), "transformers": MagicMock()}
 sys.modules["torch"].cuda.is_available.return_value = "gpu" in sys.argv
+sys.modules["torch"].cuda.get_device_properties.return_value.total_memory = 15.8e9
 """
 REPORT = """
 import os

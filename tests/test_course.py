@@ -23,8 +23,59 @@ def test_an_unknown_profile_is_refused_by_naming_both():
 
 
 def test_the_gpu_profile_points_at_the_hub():
-    code = "from helpers import course; p = course.start(); print(p.name, p.models['sft'], p.dataset, p.hardware['use_cpu'])"
-    assert "gpu Qwen/Qwen2-0.5B-Instruct trl-lib/tldr" in run(code, COURSE_PROFILE="gpu")
+    code = "from helpers import course; p = course.profile(); print(p.name, p.models['sft'], p.dataset, p.hardware['use_cpu'], p.device)"
+    assert "gpu Qwen/Qwen2-0.5B-Instruct trl-lib/tldr True cpu" in run(code, COURSE_PROFILE="gpu")
+
+
+@pytest.mark.parametrize(
+    ("card", "bf16", "expected"),
+    [
+        (15.8e9, False, dict(fp16=True, bf16=False, gradient_checkpointing=True, lora=0, learning_rate=1e-5, dtype=None)),  # a T4
+        (80e9, True, dict(fp16=False, bf16=True, gradient_checkpointing=False, lora=0, learning_rate=1e-5, dtype=None)),
+        (8e9, True, dict(fp16=False, bf16=True, gradient_checkpointing=True, lora=16, learning_rate=1e-4, dtype="bfloat16")),
+    ],
+)
+def test_settings_follow_the_card(card, bf16, expected, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("Card", (), {"total_memory": card}))
+    profile = course._gpu()
+    found = {name: profile.hardware[name] for name in ("fp16", "bf16", "gradient_checkpointing")}
+    found |= dict(lora=profile.lora, learning_rate=pytest.approx(profile.learning_rate), dtype=profile.hardware.get("model_init_kwargs", {}).get("dtype"))
+    assert found == expected and profile.device == "cuda" and (profile.peft_config is not None) == bool(expected["lora"])
+    assert profile.with_lora(0).with_lora(profile.lora) == profile
+    assert profile.with_lora(4).hardware["model_init_kwargs"] == {"dtype": "bfloat16" if bf16 else "float16"}
+
+
+def test_fit_keeps_the_batch_and_cuts_it_into_pieces():
+    from dataclasses import replace
+
+    settings = dict(per_device_train_batch_size=12, max_steps=3)
+    profile = course.profile()
+    assert profile.fit(settings) == settings | profile.hardware  # it fits
+    assert profile.peft_config is None
+    for at_once, batch, pieces in ((12, 12, 1), (5, 4, 3), (1, 1, 12)):
+        fitted = replace(profile, at_once=at_once).fit(settings | dict(gradient_accumulation_steps=2))
+        assert (fitted["per_device_train_batch_size"], fitted["gradient_accumulation_steps"]) == (batch, 2 * pieces)
+    assert replace(profile, at_once=4).fit({})["gradient_accumulation_steps"] == 2  # TRL's 8
+
+
+def test_a_statement_that_does_not_hold_is_reported_in_the_gpu_profile_only():
+    cell = "assert 1 + 1 == 3, 'never shown'\nassert 2 == 2\nprint('went on')"
+    code = f"""
+from IPython.core.interactiveshell import InteractiveShell
+from helpers import course
+shell = InteractiveShell.instance()
+if {{gpu}}:
+    course._report_verdicts(); course._report_verdicts()
+shell.run_cell({cell!r})
+"""
+    out = run(code.format(gpu=True))
+    assert out.count("[otherwise in this profile: 1 + 1 == 3]") == 1 and "went on" in out and "2 == 2]" not in out
+    out = run(code.format(gpu=False))
+    assert "AssertionError" in out and "went on\n" not in out and "otherwise" not in out
 
 
 def test_start_seeds_every_generator():

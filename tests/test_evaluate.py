@@ -38,16 +38,17 @@ def test_sampling_is_seeded_and_varied(sft, prompts):
 
 
 def test_measure_counts_characters_facts_and_sentences():
-    rows = [{"facts": {"who": "boss", "feeling": "rather sad"}}] * 2
+    rows = [{"facts": {"who": "boss", "feeling": "rather sad"}, "completion": " my boss left, I feel rather sad."}] * 2
     result = measure([Completion("OP feels rather sad.", True, 4), Completion("", False, 0)], rows)
     assert {name: values.tolist() for name, values in result.items()} == {
         "length": [20, 0],
         "distance": [180, 200],
         "coverage": [0.5, 0],
         "fluency": [1, 0],
+        "rouge": [pytest.approx(6 / 11), 0],  # three words in common and in order, of four and of seven
         "ended": [1, 0],
     }
-    assert np.isnan(measure([Completion("a cat", True, 2)], [{"facts": ["cat"]}])["fluency"]).all()
+    assert np.isnan(measure([Completion("a cat", True, 2)], [{"facts": ["cat"], "completion": "a cat"}])["fluency"]).all()
 
 
 def test_perplexity_is_that_of_the_texts_own_tokens(sft, prompts):
