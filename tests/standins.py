@@ -42,7 +42,7 @@ def _snapshot(folder, repository):
 
 
 def _row(rng, theme, facts):
-    return tldr.summarize({"prompt": tldr.write_post(rng, theme, facts)}) | {"completion": tldr.write_summary(rng, facts) + models.END_OF_TURN}
+    return tldr.summarize({"prompt": tldr.write_post(rng, theme, facts)}) | {"completion": tldr.write_summary(rng, facts) + models.END_OF_TURN + models.END_OF_TEXT}
 
 
 def make_model(tokenizer, rows, steps=60):
