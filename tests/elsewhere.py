@@ -124,6 +124,7 @@ def pretend():
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=NAME) makes a tensor here and moves it
     torch._has_compatible_shallow_copy_type = may_set_data
     torch.Tensor.data = property(lambda tensor: tensor.detach() if isinstance(tensor, Elsewhere) else plain_data.__get__(tensor), set_data)
+    torch.serialization.add_safe_globals([Elsewhere])  # an optimizer's state is loaded with the types that torch knows only
     Place().__enter__()
     os.environ["ACCELERATE_TORCH_DEVICE"] = NAME
     hardware = dict(bf16=False, gradient_checkpointing=False, dataloader_pin_memory=False)
