@@ -12,7 +12,7 @@ run: $(READY)
 test: $(READY)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) pytest -n 2 --dist loadfile --doctest-modules --nbval --nbval-cell-timeout 600 helpers tests notebooks
+	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder --doctest-modules --nbval --nbval-cell-timeout 600 helpers tests notebooks
 bench: $(READY)
 	$(RUN) tests.bench.bench
 models: $(READY)
